@@ -1,0 +1,40 @@
+"""The companion of *The Calculus of Meta-Learning*.
+
+One program, two algebras: every function here takes sympy symbols and torch
+tensors alike, so that the book's derivations differentiate the very lines that
+its numbers run.
+"""
+
+from companion.adaptation import GradientDescent, adapt, adaptation_path
+from companion.calculus import (
+    dot,
+    gradient,
+    hessian,
+    hessian_vector_product,
+    jacobian,
+)
+from companion.metagradient import meta_gradient, meta_value_and_gradient
+from companion.models import functional
+from companion.objective import Task, TaskBatch, evaluate, meta_objective
+from companion.training import meta_train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GradientDescent",
+    "Task",
+    "TaskBatch",
+    "adapt",
+    "adaptation_path",
+    "dot",
+    "evaluate",
+    "functional",
+    "gradient",
+    "hessian",
+    "hessian_vector_product",
+    "jacobian",
+    "meta_gradient",
+    "meta_objective",
+    "meta_train",
+    "meta_value_and_gradient",
+]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["functional"]
+__all__ = ["functional", "mlp"]
 
 _DROPOUT = (
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
@@ -85,3 +85,32 @@ def functional(
         return criterion(output, y)
 
     return loss, theta
+
+
+def mlp(
+    sizes: Sequence[int],
+    activation: type[nn.Module] = nn.Tanh,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float64,
+) -> nn.Sequential:
+    """A fully connected network with torch's default initial weights.
+
+    Parameters
+    ----------
+    sizes
+        The widths of the layers, input and output included: ``(1, 40, 40, 1)``
+        is the network of the MAML paper's regression.
+    activation
+        Between the layers. Smooth (tanh) where a theorem wants a Hessian.
+    seed
+        Determines the weights; torch's global generator is left alone.
+    dtype
+        float64 by default.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for wide, narrow in zip(sizes, sizes[1:]):
+            layers += [nn.Linear(wide, narrow, dtype=dtype), activation()]
+    return nn.Sequential(*layers[:-1])

@@ -11,7 +11,7 @@ import numpy as np
 import sympy as sp
 import torch
 
-from companion.calculus import tree_leaves, tree_map, tree_structure
+from companion.calculus import tree_leaves, tree_structure
 
 __all__ = ["Exercise", "Mistake", "Verdict", "judge"]
 
@@ -126,27 +126,59 @@ def judge(exercise: Exercise, answer: Any) -> Verdict:
         if mistake is None:
             return verdict(True, None, "right.")
         return verdict(False, mistake.name, mistake.message)
-    try:
-        given = _results(exercise, answer)
-        right = _results(exercise, exercise.solution)
-        _comparable(given, right)
-    except _Wrong as wrong:
-        return verdict(False, wrong.name, str(wrong))
-    rtol = max(exercise.rtol, 1e-4 if _is_float32(given) else 0)
-    if _all_close(given, right, rtol):
+    given = _outcome(exercise, answer)
+    right = _outcome(exercise, exercise.solution)
+    rtol = max(exercise.rtol, 1e-4 if _is_float32(given.results) else 0)
+    if _agree(given, right, rtol):
         return verdict(True, None, "right.")
     for mistake in exercise.mistakes:
-        wrong = _results(exercise, mistake.answer)
-        if _same_kind(given, wrong) and _all_close(given, wrong, rtol):
+        if _agree(given, _outcome(exercise, mistake.answer), rtol):
             return verdict(False, mistake.name, mistake.message)
-    return verdict(False, *_unknown(given, right, rtol))
+    wrong = given.wrong or _misfit(given.results, right.results)
+    if wrong is not None:
+        return verdict(False, wrong.name, str(wrong))
+    if given.mutates:
+        return verdict(False, "mutates", _MUTATES)
+    return verdict(False, *_unknown(given.results, right.results, rtol))
+
+
+_MUTATES = (
+    "your function changes its arguments in place, so the caller loses them; "
+    "work on a copy."
+)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of an answer: results, or why there are none."""
+
+    results: list = field(default_factory=list)
+    mutates: bool = False
+    wrong: _Wrong | None = None
+
+
+def _agree(a, b, rtol):
+    if a.wrong or b.wrong:
+        return str(a.wrong) == str(b.wrong)
+    return (
+        a.mutates == b.mutates
+        and _misfit(a.results, b.results) is None
+        and _all_close(a.results, b.results, rtol)
+    )
 
 
 # From answers to comparable numbers. ----------------------------------------
 
 
+def _outcome(exercise, answer):
+    try:
+        return _Outcome(*_results(exercise, answer))
+    except _Wrong as wrong:
+        return _Outcome(wrong=wrong)
+
+
 def _results(exercise, answer):
-    """What an answer computes: one plain result per instance."""
+    """What an answer computes, instance by instance, and if it mutates."""
     if exercise.instances is None:
         if callable(answer) and not isinstance(answer, (sp.Basic, type)):
             raise _Wrong(
@@ -154,17 +186,17 @@ def _results(exercise, answer):
                 "the question wants a value, and this is a function; "
                 "call it and hand in what it returns.",
             )
-        return [_plain(answer)]
+        return [_plain(answer)], False
     if not callable(answer):
         raise _Wrong(
             "not-a-function",
             "the question wants a function, and this is a "
             f"{type(answer).__name__}.",
         )
-    results = []
-    for arguments, untouched in zip(exercise.instances(), exercise.instances()):
+    results, mutates = [], False
+    for given, fresh in zip(exercise.instances(), exercise.instances()):
         try:
-            result = answer(*arguments)
+            result = answer(*given)
         except Exception as error:
             raise _Wrong(
                 "raises", f"your function stops with {_brief(error)}"
@@ -176,13 +208,8 @@ def _results(exercise, answer):
             )
         # A result that is a view of an argument must not move with it.
         results.append(copy.deepcopy(_plain(result)))
-        if not _untouched(arguments, untouched):
-            raise _Wrong(
-                "mutates",
-                "your function changes its arguments in place, so the caller "
-                "loses them; work on a copy.",
-            )
-    return results
+        mutates = mutates or not _untouched(given, fresh)
+    return results, mutates
 
 
 def _plain(x):
@@ -224,31 +251,25 @@ def _untouched(arguments, fresh):
     return True
 
 
-def _comparable(given, right):
+def _misfit(given, right):
+    """Why two lists of results cannot be compared, or None."""
     for a, b in zip(given, right):
         if tree_structure(a) != tree_structure(b):
-            raise _Wrong(
+            return _Wrong(
                 "structure",
                 "the answer has another structure than the question wants: "
                 f"{_describe(a)} in the place of {_describe(b)}.",
             )
         for x, y in zip(tree_leaves(a), tree_leaves(b)):
             if _shape(x) != _shape(y):
-                raise _Wrong(
+                return _Wrong(
                     "shape",
                     f"the answer has the shape {_shape(x)}, wanted is "
                     f"{_shape(y)}.",
                 )
             if isinstance(x, np.ndarray) and not np.isfinite(x).all():
-                raise _Wrong("not-finite", "the answer is not finite.")
-
-
-def _same_kind(given, other):
-    try:
-        _comparable(given, other)
-    except _Wrong:
-        return False
-    return True
+                return _Wrong("not-finite", "the answer is not finite.")
+    return None
 
 
 def _shape(x):

@@ -12,9 +12,10 @@ book does it in the section *In practice* of the chapter "The chain rule").
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import sympy as sp
@@ -50,6 +51,13 @@ class InnerAlgorithm(Protocol):
     ) -> Iterator[Parameters]:
         """Yield θ_0 = ``theta``, then every later iterate."""
         ...
+
+
+def parameters_of(inner: InnerAlgorithm) -> dict[str, Any]:
+    """The algorithm's own parameters (rates, step counts, ...) by name."""
+    if is_dataclass(inner):
+        return {f.name: getattr(inner, f.name) for f in fields(inner)}
+    return dict(getattr(inner, "__dict__", {}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +102,10 @@ class GradientDescent:
             )
         object.__setattr__(self, "steps", steps)
         for rate in tree_leaves(self.lr):
-            if isinstance(rate, (int, float)) and not math.isfinite(rate):
+            if isinstance(rate, numbers.Real) and not math.isfinite(rate):
                 raise ValueError(f"lr must be finite, got {rate!r}")
             if not isinstance(
-                rate, (int, float, torch.Tensor, sp.Expr, sp.MatrixBase)
+                rate, (numbers.Real, torch.Tensor, sp.Expr, sp.MatrixBase)
             ):
                 raise TypeError(
                     "lr must be a number, a tensor, a sympy expression or a "

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from companion.adaptation import InnerAlgorithm, Loss, adapt
+from companion.adaptation import InnerAlgorithm, Loss, adapt, parameters_of
 from companion.calculus import (
     Parameters,
     is_finite,
@@ -33,6 +33,7 @@ from companion.objective import (
     check_tasks,
     mean,
     per_task,
+    task_data,
     task_objective,
 )
 
@@ -101,18 +102,20 @@ def meta_value_and_gradient(
     errors are those of `meta_gradient`.
     """
     tasks = check_tasks(tasks, theta)
-    problem = _Problem.of(loss, theta, inner, wrt)
+    problem = Problem.of(loss, theta, inner, wrt)
     rule = _rule(method, problem)
-    inputs = (theta, vars(inner))
-    data = [tuple(task) for task in tasks]
+    inputs = (theta, parameters_of(inner))
     # A graph is kept only for a transform around us, which asked for it.
-    with torch.set_grad_enabled(under_transform(inputs, data)):
+    with torch.set_grad_enabled(under_transform(inputs, task_data(tasks))):
         results = per_task(lambda task: rule(problem, task), tasks, inputs)
         value, slope = mean(results)
         if not is_finite(value, slope):
             # Task by task, the inner loop itself says where it broke.
-            for task in tasks:
-                adapt(loss, theta, task.support, inner)
+            per_task(
+                lambda task: adapt(loss, theta, task.support, inner),
+                list(tasks),
+                inputs,
+            )
             raise ValueError(
                 "the query loss or its gradient is not finite at the adapted "
                 f"parameters: the mean loss is {float(value)}"
@@ -121,7 +124,7 @@ def meta_value_and_gradient(
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """What is differentiated: θ, or parameters of the inner algorithm."""
 
     loss: Loss
@@ -132,7 +135,7 @@ class _Problem:
     @classmethod
     def of(cls, loss, theta, inner, wrt):
         names = (wrt,) if isinstance(wrt, str) else tuple(wrt)
-        known = ("theta", *vars(inner))
+        known = ("theta", *parameters_of(inner))
         for name in names:
             if name not in known:
                 raise ValueError(

@@ -17,6 +17,7 @@ from companion.adaptation import (
     adapt,
     adaptation_path,
     check_data,
+    parameters_of,
 )
 from companion.calculus import (
     Parameters,
@@ -171,7 +172,7 @@ def meta_objective(
     values = per_task(
         lambda task: task_objective(loss, theta, task, inner),
         tasks,
-        (theta, vars(inner)),
+        (theta, parameters_of(inner)),
     )
     value = mean(values)
     if not is_finite(value):
@@ -270,7 +271,7 @@ def check_tasks(tasks: Tasks, theta: Parameters = None) -> Tasks:
     if theta is not None and not is_symbolic(theta):
         check_parameters(theta)
         if isinstance(tasks, TaskBatch):
-            check_data(theta, (tasks.support, tasks.query), "tasks")
+            check_data(theta, task_data(tasks), "tasks")
         else:
             for index, task in enumerate(tasks):
                 check_data(theta, tuple(task), f"tasks[{index}]")
@@ -288,8 +289,8 @@ def per_task(f: Callable, tasks: Tasks, inputs: Any):
     where somebody differentiates from outside, a batch goes task by task, as
     does one whose loss cannot be vmapped.
     """
-    data = (tasks.support, tasks.query) if _is_batch(tasks) else ()
-    if _is_batch(tasks) and not differentiated((inputs, data)):
+    data = task_data(tasks)
+    if isinstance(tasks, TaskBatch) and not differentiated((inputs, data)):
         axes = [
             tree_map(lambda x: 0 if isinstance(x, torch.Tensor) else None, p)
             for p in data
@@ -334,5 +335,8 @@ def differentiated(inputs: Any) -> bool:
     )
 
 
-def _is_batch(tasks):
-    return isinstance(tasks, TaskBatch)
+def task_data(tasks: Tasks) -> tuple:
+    """All data of the tasks: the stacked ones of a batch, or a pair a task."""
+    if isinstance(tasks, TaskBatch):
+        return tasks.support, tasks.query
+    return tuple(tuple(task) for task in tasks)

@@ -20,7 +20,7 @@ from companion.calculus import (
     tree_map,
     tree_unflatten,
 )
-from companion.metagradient import _Problem, meta_value_and_gradient
+from companion.metagradient import Problem, meta_value_and_gradient
 from companion.objective import Tasks
 
 __all__ = ["MetaTrained", "meta_train"]
@@ -102,7 +102,7 @@ def meta_train(
         )
     check_parameters(theta)
     names = (wrt,) if isinstance(wrt, str) else tuple(wrt)
-    start = _Problem.of(loss, theta, inner, names).variables
+    start = Problem.of(loss, theta, inner, names).variables
     leaves, structure = tree_flatten(tree_map(_parameter, start))
     steps = optimizer(leaves)
     generator = torch.Generator().manual_seed(seed)

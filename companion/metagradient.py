@@ -6,9 +6,10 @@ the meta-gradient is the mean of the rules' results over the tasks.
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cache, reduce
 from operator import add
 
 import torch
@@ -70,7 +71,7 @@ def meta_gradient(
     -------
     Parameters
         Structured as ``theta`` (or as the named parameter); for a tuple
-        ``wrt`` a dict of them by name. Detached, unless computed inside a
+        ``wrt`` a named tuple of them, in its order. Detached, unless computed inside a
         `torch.func` transform, where it is differentiable.
 
     Raises
@@ -119,7 +120,14 @@ def meta_value_and_gradient(
                 "the query loss or its gradient is not finite at the adapted "
                 f"parameters: the mean loss is {float(value)}"
             )
-    return value, slope[wrt] if isinstance(wrt, str) else slope
+    if isinstance(wrt, str):
+        return value, slope[wrt]
+    return value, _named(tuple(wrt))(**slope)
+
+
+@cache
+def _named(names):
+    return namedtuple("MetaGradient", names)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,104 @@
+"""What several test files need: kernels that start, the site, a browser."""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbval.kernel
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import build as book_build  # noqa: E402
+
+NO_BROWSER = "BROWSER TESTS SKIPPED"
+
+
+class LocalKernelManager(nbval.kernel.KernelManager):
+    """Kernels that talk through files of their own and not over TCP.
+
+    Two workers' kernels now and then pick the same free port, and then one of
+    them never answers.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if os.name == "posix":
+            # Not pytest's folders: a socket's path has 107 characters at most.
+            self.sockets = tempfile.TemporaryDirectory(prefix="nbval-")
+            self.transport = "ipc"
+            self.ip = os.path.join(self.sockets.name, "kernel")
+
+
+nbval.kernel.KernelManager = LocalKernelManager
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The notebooks first, being longest; what needs a browser last.
+
+    While Playwright runs, its worker has a running event loop, in which a
+    notebook's kernel could not be started any more.
+    """
+    with_browser = {
+        item.path for item in items if "browser" in item_fixtures(item)
+    }
+    items.sort(
+        key=lambda item: (
+            item.path.suffix != ".ipynb",
+            item.path in with_browser,
+        )
+    )
+
+
+def item_fixtures(item: pytest.Item) -> tuple[str, ...]:
+    return getattr(item, "fixturenames", ())
+
+
+@pytest.fixture(scope="session")
+def site() -> Path:
+    """The folder of the built book, built first if it is missing or stale."""
+    return book_build.build()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """A headless Chromium: the system's, else the one Playwright installs."""
+    from playwright.sync_api import Error, sync_playwright
+
+    arguments = (
+        *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
+        *("--disable-component-update", "--disable-sync", "--disable-quic"),
+        "--no-first-run",
+    )
+    system = shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_playwright() as playwright:
+        try:
+            chromium = playwright.chromium.launch(
+                executable_path=system, args=list(arguments)
+            )
+        except Error as error:
+            message = (
+                f"{NO_BROWSER}: no Chromium starts here; install the system's "
+                "package chromium, or run `.venv/bin/playwright install "
+                "chromium`"
+            )
+            if os.environ.get("CI"):
+                pytest.fail(f"{message}\n{error}", pytrace=False)
+            pytest.skip(message)
+        yield chromium
+        chromium.close()
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    lines = [str(report.longrepr) for report in skipped]
+    tests = [line for line in lines if NO_BROWSER in line]
+    if tests:
+        words = tests[0][tests[0].index(NO_BROWSER) :].rstrip("')")
+        terminalreporter.write_line(
+            f"{words} ({len(tests)} tests)", red=True, bold=True
+        )

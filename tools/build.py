@@ -1,0 +1,108 @@
+"""Build the book: `python tools/build.py`, from anywhere.
+
+What `jupyter-book build book -W -n --keep-going` does, and two things that it
+leaves to the author. Its cache of executed notebooks knows the notebooks' own
+cells only, so here it is thrown away when the companion or a pinned version
+has changed. And a second build reads changed pages only, so a warning would
+be reported once and then forgotten: here every page is read anew, unless
+nothing at all has changed, and then there is nothing to do.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from filelock import FileLock
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "_build"
+SITE = BUILD / "html"
+CACHE = BUILD / ".jupyter_cache"
+
+CODE = ("companion", "requirements.txt", "pyproject.toml")
+SOURCES = (*CODE, "book", "_config.yml", "tools/build.py")
+IGNORED = {"__pycache__", ".ipynb_checkpoints", "_build"}
+
+
+def files(names: Iterable[str]) -> Iterator[Path]:
+    """The files under the given names, in one order on every system."""
+    for name in names:
+        path = ROOT / name
+        found = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in found:
+            if file.is_file() and not IGNORED.intersection(file.parts):
+                yield file
+
+
+def fingerprint(names: Iterable[str]) -> str:
+    """A hash of the names and contents of all files under the names."""
+    digest = hashlib.sha256(sys.version.encode())
+    for file in files(names):
+        digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def holds(stamp: Path, value: str) -> bool:
+    return stamp.is_file() and stamp.read_text() == value
+
+
+def drop_stale_cache() -> None:
+    """Forget executed notebooks that another companion has executed."""
+    stamp, code = CACHE / "companion.sha256", fingerprint(CODE)
+    if not holds(stamp, code):
+        shutil.rmtree(CACHE, ignore_errors=True)
+        CACHE.mkdir(parents=True)
+        stamp.write_text(code)
+
+
+def build() -> Path:
+    """Build the site if anything it is made of has changed.
+
+    Returns
+    -------
+    Path
+        The folder that holds ``index.html``.
+
+    Raises
+    ------
+    subprocess.CalledProcessError
+        If the build gave a warning or an error.
+    """
+    BUILD.mkdir(exist_ok=True)
+    with FileLock(BUILD / ".lock"):
+        stamp, sources = BUILD / "html.sha256", fingerprint(SOURCES)
+        if not (holds(stamp, sources) and (SITE / "index.html").is_file()):
+            stamp.unlink(missing_ok=True)
+            drop_stale_cache()
+            # A page that is no longer in the book would stay otherwise.
+            shutil.rmtree(SITE, ignore_errors=True)
+            subprocess.run(
+                [
+                    *(sys.executable, "-m", "jupyter_book", "build", "book"),
+                    *("--all", "-W", "-n", "--keep-going"),
+                ],
+                cwd=ROOT,
+                env={"OMP_NUM_THREADS": "1"} | os.environ,
+                check=True,
+            )
+            stamp.write_text(sources)
+    return SITE
+
+
+def main() -> int:
+    try:
+        site = build()
+    except subprocess.CalledProcessError as error:
+        print("The book was not built: see the warnings above.", flush=True)
+        return error.returncode
+    print(f"The book is built. Open {(site / 'index.html').as_uri()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

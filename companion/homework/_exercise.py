@@ -309,7 +309,7 @@ def _close(x, y, rtol):
 
 def _same_expression(x, y):
     """Whether two expressions agree, their symbols taken by name."""
-    x, y = (sp.Matrix([z]) if not isinstance(z, sp.MatrixBase) else z
+    x, y = (sp.Matrix([_as_sympy(z)]) if not isinstance(z, sp.MatrixBase) else z
             for z in (x, y))  # fmt: skip
     symbols = {s.name: s for s in y.free_symbols}
     x = x.subs({s: symbols.get(s.name, s) for s in x.free_symbols})
@@ -336,6 +336,11 @@ def _same_expression(x, y):
         except TypeError:
             pass
     return bool(all(sp.simplify(entry.doit()) == 0 for entry in difference))
+
+
+def _as_sympy(x):
+    # Of a number and an expression, one side has become an array.
+    return sp.sympify(x.item()) if isinstance(x, np.ndarray) else x
 
 
 def _unknown(given, right, rtol):

@@ -95,7 +95,7 @@ def identity(label: str, lhs: Any, rhs: Any) -> None:
         differ in structure or shape.
     """
     _check_label(label)
-    if _same_object(lhs, rhs, _symbolic_twin_names):
+    if _same_object(lhs, rhs, _one_name_for_both):
         raise VacuousCheckError(f"{label}: both sides are the same object")
     pairs = _entries(label, lhs, rhs)
     if all(_plainly_zero(l) and _plainly_zero(r) for _, l, r in pairs):
@@ -601,26 +601,29 @@ def _same_object(left, right, interned=lambda: False):
     return left is right and not isinstance(left, (int, float, str))
 
 
-def _symbolic_twin_names():
-    """Whether the caller passed one name for both sides."""
+def _one_name_for_both():
+    """Whether the caller's code passes one name (or attribute) twice."""
     frame = sys._getframe()
     while frame and frame.f_globals.get("__name__") == __name__:
         frame = frame.f_back
-    before = [
-        instruction
-        for instruction in dis.get_instructions(frame.f_code)
-        if instruction.offset < frame.f_lasti
-        and instruction.opname not in ("PRECALL", "CACHE", "KW_NAMES")
-        and not isinstance(instruction.argval, tuple)
-        or instruction.offset < frame.f_lasti
-        and "LOAD_FAST" in instruction.opname
-    ][-2:]
-    names = []
-    for instruction in before:
-        if instruction.opname.startswith("LOAD"):
-            value = instruction.argval
-            names += value if isinstance(value, tuple) else [value]
-    return len(names) >= 2 and names[-1] == names[-2]
+    code = dis.get_instructions(frame.f_code)
+    *before, _ = [i for i in code if i.offset <= frame.f_lasti]
+    loads = []
+    for step in reversed(before):
+        if step.opname in ("PRECALL", "KW_NAMES", "PUSH_NULL"):
+            continue
+        if not step.opname.startswith("LOAD"):
+            break
+        if step.opname == "LOAD_CONST":
+            if isinstance(step.argval, tuple):  # the names of keywords
+                continue
+            break
+        # From Python 3.13 on, one instruction may load two names.
+        pair = isinstance(step.argval, tuple)
+        loads += reversed(step.argval) if pair else [step.argval]
+    return any(
+        loads[:k] == loads[k : 2 * k] for k in range(1, len(loads) // 2 + 1)
+    )
 
 
 # Symbols. -------------------------------------------------------------------

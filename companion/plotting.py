@@ -1,8 +1,8 @@
 """How the book's figures look: one style, one colour a method, direct labels.
 
-Call `use_style` once, at the top of a notebook. The colours are those of Okabe
-and Ito (2008), told apart by colour-blind readers; but no figure should need
-them, since `label_lines` writes each line's name at its end.
+Call `use_style` once, at the top of a notebook. The colours can be told apart
+by colour-blind readers (all but two are those of Okabe and Ito, 2008); yet no
+figure should need them, since `label_lines` names each line at its end.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import base64
 import html
 import math
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +45,8 @@ COLORS: dict[str, str] = {
     "iMAML": _OKABE_ITO["vermillion"],
     "first-order iMAML": _OKABE_ITO["orange"],
     "continuous MAML": _OKABE_ITO["reddish purple"],
-    "continuous Reptile": "#8A7A00",  # their yellow, dark enough for a line
-    "scratch": "#888888",
+    "continuous Reptile": "#6000C0",  # theirs is a yellow too pale for a line
+    "scratch": "#555555",
 }
 """The colour of every method, the same in all chapters."""
 
@@ -102,22 +104,29 @@ def label_lines(
         return []
     size = size or mpl.rcParams["legend.fontsize"]
     size = mpl.font_manager.FontProperties(size=size).get_size_in_points()
-    pixels = ax.figure.dpi / 72
-    wanted = [ax.transData.transform(ends[line])[1] for line in lines]
-    placed = _spread(wanted, gap * size * pixels)
+    at = {line: ax.transData.transform(ends[line]) for line in lines}
+    point = ax.figure.dpi / 72
+    right = max(x for x, _ in at.values())
+    heights = _spread([y for _, y in at.values()], gap * size * point)
     labels = []
-    for line, at, to in zip(lines, wanted, placed):
-        x, y = ends[line]
-        edge = ax.transData.transform((x, y))[0]
-        right = ax.transAxes.transform((1, 0))[0]
-        moved = abs(to - at) > 0.3 * size * pixels or right - edge > 2
+    for line, height in zip(lines, heights):
+        x, y = at[line]
+        moved = abs(height - y) > size * point / 3 or right - x > size * point
+        joint = {
+            "arrowstyle": "-",
+            "color": line.get_color(),
+            "linewidth": 0.7,
+            "shrinkA": 1,
+            "shrinkB": 0,
+            "relpos": (0, 0.5),
+        }
         labels.append(
             ax.annotate(
                 line.get_label(),
-                xy=(x, y),
+                xy=ends[line],
                 xytext=(
-                    (right - edge) / pixels + (12 if moved else 5),
-                    (to - at) / pixels,
+                    (right - x) / point + (14 if moved else 5),
+                    (height - y) / point,
                 ),
                 textcoords="offset points",
                 va="center",
@@ -125,15 +134,7 @@ def label_lines(
                 size=size,
                 color=line.get_color(),
                 annotation_clip=False,
-                arrowprops={
-                    "arrowstyle": "-",
-                    "color": line.get_color(),
-                    "linewidth": 0.6,
-                    "shrinkA": 1,
-                    "shrinkB": 0,
-                }
-                if moved
-                else None,
+                arrowprops=joint if moved else None,
             )
         )
     return labels
@@ -227,8 +228,8 @@ def _bundle(figure, name, alt, digits):
             "interactive figures need plotly: pip install plotly"
         ) from error
     content = _rounded(figure.to_plotly_json(), digits)
-    styled = go.Figure(content, skip_invalid=False)
-    styled.update_layout(template=_template())
+    content["layout"]["template"] = _template()
+    styled = go.Figure(content)
     page = pio.to_html(
         styled,
         full_html=False,
@@ -240,16 +241,16 @@ def _bundle(figure, name, alt, digits):
         page = (
             f'<div role="figure" aria-label="{html.escape(alt)}">{page}</div>'
         )
-    return {
-        "text/html": page,
-        "text/plain": f"<interactive figure {name}>",
-    }
+    bundle = {"text/plain": f"<interactive figure {name}>", "text/html": page}
+    # A Jupyter server's front end has no plotly.js for the HTML; it draws
+    # plotly's own format. What the book's build stores is the HTML alone.
+    if "JPY_SESSION_NAME" in os.environ:
+        bundle["application/vnd.plotly.v1+json"] = content
+    return bundle
 
 
 def _plotly_js():
     """Where plotly.js comes from: the book's page, or in Colab its host."""
-    import sys
-
     return "cdn" if "google.colab" in sys.modules else False
 
 
@@ -282,7 +283,10 @@ def _template() -> dict[str, Any]:
 
 
 def _rounded(value, digits):
-    """The value with lists for arrays and rounded numbers."""
+    """The value with lists for arrays and rounded numbers.
+
+    What is lost against its neighbours in a list is rounding noise: zero.
+    """
     if isinstance(value, dict):
         if {"dtype", "bdata"} <= set(value):
             value = _decoded(value)
@@ -291,11 +295,19 @@ def _rounded(value, digits):
     if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
-        return [_rounded(v, digits) for v in value]
+        noise = 1e-12 * max(map(_size, value), default=0)
+        return [
+            0 if 0 < _size(v) < noise else _rounded(v, digits) for v in value
+        ]
     if isinstance(value, float) and math.isfinite(value):
         value = float(f"{value:.{digits}g}")
         return int(value) if value == int(value) else value
     return value
+
+
+def _size(value):
+    number = isinstance(value, float) and math.isfinite(value)
+    return abs(value) if number else 0
 
 
 def _decoded(typed):

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-import build as book_build  # noqa: E402
+import build as book_build
 
 NO_BROWSER = "BROWSER TESTS SKIPPED"
 
@@ -37,27 +37,6 @@ class LocalKernelManager(nbval.kernel.KernelManager):
 nbval.kernel.KernelManager = LocalKernelManager
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The notebooks first, being longest; what needs a browser last.
-
-    While Playwright runs, its worker has a running event loop, in which a
-    notebook's kernel could not be started any more.
-    """
-    with_browser = {
-        item.path for item in items if "browser" in item_fixtures(item)
-    }
-    items.sort(
-        key=lambda item: (
-            item.path.suffix != ".ipynb",
-            item.path in with_browser,
-        )
-    )
-
-
-def item_fixtures(item: pytest.Item) -> tuple[str, ...]:
-    return getattr(item, "fixturenames", ())
-
-
 @pytest.fixture(scope="session")
 def site() -> Path:
     """The folder of the built book, built first if it is missing or stale."""
@@ -74,20 +53,24 @@ def browser() -> Iterator:
         *("--disable-component-update", "--disable-sync", "--disable-quic"),
         "--no-first-run",
     )
-    system = shutil.which("chromium") or shutil.which("chromium-browser")
+    system = map(shutil.which, ("chromium", "chromium-browser"))
     with sync_playwright() as playwright:
-        try:
-            chromium = playwright.chromium.launch(
-                executable_path=system, args=list(arguments)
-            )
-        except Error as error:
+        for path in (*filter(None, system), None):
+            try:
+                chromium = playwright.chromium.launch(
+                    executable_path=path, args=list(arguments)
+                )
+                break
+            except Error as error:
+                reason = error
+        else:
             message = (
                 f"{NO_BROWSER}: no Chromium starts here; install the system's "
                 "package chromium, or run `.venv/bin/playwright install "
                 "chromium`"
             )
             if os.environ.get("CI"):
-                pytest.fail(f"{message}\n{error}", pytrace=False)
+                pytest.fail(f"{message}\n{reason}", pytrace=False)
             pytest.skip(message)
         yield chromium
         chromium.close()

@@ -9,6 +9,7 @@ The exercises of a chapter stand in one module of this package, as a tuple
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
 from functools import cache
@@ -44,8 +45,11 @@ def check(exercise: str, answer: Any) -> Verdict:
     """
     known = exercises()
     if exercise not in known:
+        near = difflib.get_close_matches(str(exercise), known, 3, 0)
         raise ValueError(
-            f"exercise must be one of {', '.join(known)}, got {exercise!r}"
+            "exercise must be an id such as "
+            f"{' or '.join(map(repr, near))}, got {exercise!r}; "
+            "companion.homework.exercises() lists them all"
         )
     verdict = judge(known[exercise], answer)
     print(verdict)

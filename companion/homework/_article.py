@@ -444,6 +444,7 @@ article_3 = Exercise(
     title="Find the bugs in the solver",
     chapter=1,
     read=_SECTION_ODE,
+    solution=_solver,
     accept=_solves,
 )
 
@@ -600,6 +601,7 @@ article_5 = Exercise(
     title="A flow that forgets how to learn",
     chapter=1,
     read="Chapter 1, the section on the flow that is joint training.",
+    solution=(0.1, 0.0, 1.0, 1.0, 0.5, 0.8),
     accept=_rises,
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ import sympy as sp
 import torch
 
 from companion.calculus import tree_leaves, tree_structure
+from companion.objective import TaskBatch
 
 __all__ = ["Exercise", "Mistake", "Verdict", "judge"]
 
@@ -48,9 +50,10 @@ class Exercise:
     mistakes
         Known wrong answers, the likeliest first.
     accept
-        For questions with many right answers, in the place of ``solution``:
-        ``accept(answer)`` returns None, or the ``Mistake`` (its ``answer`` is
-        not used) that it makes.
+        For questions with many right answers: ``accept(answer)`` returns
+        None, or the ``Mistake`` that it makes; ``solution`` is then only an
+        example, on which the tests try ``accept``, and the ``answer`` s of
+        ``mistakes`` likewise.
     rtol
         How close is right, relative in norm; answers in float32 get 1e-4.
     """
@@ -115,12 +118,12 @@ def judge(exercise: Exercise, answer: Any) -> Verdict:
     def verdict(passed, mistake, message):
         return Verdict(exercise.id, passed, mistake, message, exercise.read)
 
-    if answer is None or answer is Ellipsis:
-        return verdict(False, "blank", "there is no answer yet.")
+    if _is_blank(answer):
+        return verdict(False, "blank", _BLANK)
     if exercise.accept is not None:
         try:
             mistake = exercise.accept(answer)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (a stranger's)
             message = f"the answer cannot be judged: {_brief(error)}"
             return verdict(False, "unusable", message)
         if mistake is None:
@@ -134,14 +137,17 @@ def judge(exercise: Exercise, answer: Any) -> Verdict:
     for mistake in exercise.mistakes:
         if _agree(given, _outcome(exercise, mistake.answer), rtol):
             return verdict(False, mistake.name, mistake.message)
-    wrong = given.wrong or _misfit(given.results, right.results)
+    results = _fitted(given.results, right.results)
+    wrong = given.wrong or _misfit(results, right.results)
     if wrong is not None:
         return verdict(False, wrong.name, str(wrong))
     if given.mutates:
         return verdict(False, "mutates", _MUTATES)
-    return verdict(False, *_unknown(given.results, right.results, rtol))
+    of_function = exercise.instances is not None
+    return verdict(False, *_unknown(results, right.results, rtol, of_function))
 
 
+_BLANK = "there is no answer yet."
 _MUTATES = (
     "your function changes its arguments in place, so the caller loses them; "
     "work on a copy."
@@ -160,10 +166,11 @@ class _Outcome:
 def _agree(a, b, rtol):
     if a.wrong or b.wrong:
         return str(a.wrong) == str(b.wrong)
+    given = _fitted(a.results, b.results)
     return (
         a.mutates == b.mutates
-        and _misfit(a.results, b.results) is None
-        and _all_close(a.results, b.results, rtol)
+        and _misfit(given, b.results) is None
+        and _all_close(given, b.results, rtol)
     )
 
 
@@ -197,7 +204,9 @@ def _results(exercise, answer):
     for given, fresh in zip(exercise.instances(), exercise.instances()):
         try:
             result = answer(*given)
-        except Exception as error:
+        except NotImplementedError:
+            raise _Wrong("blank", _BLANK) from None
+        except Exception as error:  # noqa: BLE001 (a stranger's)
             raise _Wrong(
                 "raises", f"your function stops with {_brief(error)}"
             ) from None
@@ -212,27 +221,80 @@ def _results(exercise, answer):
     return results, mutates
 
 
+def _is_blank(x):
+    return x is None or x is Ellipsis or isinstance(x, str) and not x.strip()
+
+
 def _plain(x):
-    """Tensors, arrays and numbers as float arrays; the rest as it is."""
+    """Tensors, arrays and numbers as real arrays; the rest as it is."""
+    if _is_blank(x):
+        raise _Wrong("blank", _BLANK)
     if isinstance(x, torch.Tensor):
-        return x.detach().cpu().numpy()
-    if isinstance(x, (bool, str, sp.Basic, sp.MatrixBase)):
-        if isinstance(x, (sp.Basic, sp.MatrixBase)) and _is_number(x):
-            return np.array(x, dtype=float).squeeze()
+        x = x.detach().cpu().to_dense()
+        x = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    if isinstance(x, (sp.Basic, sp.MatrixBase)):
+        return _plain_expression(x)
+    if isinstance(x, (bool, np.bool_)):
+        return bool(x)
+    if isinstance(x, str):
         return x
-    if isinstance(x, (int, float, np.ndarray, np.number)):
-        return np.asarray(x)
     if isinstance(x, dict):
-        return {key: _plain(value) for key, value in x.items()}
+        return {key: _plain(x[key]) for key in sorted(x, key=str)}
     if isinstance(x, (list, tuple)):
-        if x and all(isinstance(y, (int, float)) for y in x):
-            return np.asarray(x, dtype=float)
-        return tuple(_plain(y) for y in x)
+        parts = tuple(_plain(y) for y in x)
+        scalars = [isinstance(y, np.ndarray) and y.ndim == 0 for y in parts]
+        return np.stack(parts) if parts and all(scalars) else parts
+    if isinstance(x, (numbers.Real, np.ndarray, np.number)):
+        array = np.asarray(x)
+        if array.dtype.kind == "O":
+            array = _as_floats(x)
+        if array.dtype.kind == "b":
+            return bool(array) if array.ndim == 0 else array.astype(float)
+        if array.dtype.kind in "fiu":
+            return array
+        if array.dtype.kind in "US" and array.ndim == 0:
+            return str(array)
     raise _Wrong(
         "wrong-type",
-        f"the answer is a {type(x).__name__}; wanted are numbers, tensors, "
-        "sympy expressions, or tuples and dicts of them.",
+        f"the answer is a {type(x).__name__}; wanted are real numbers, "
+        "tensors, sympy expressions, words, or tuples and dicts of them.",
     )
+
+
+def _plain_expression(x):
+    if isinstance(x, sp.MatrixExpr):
+        try:
+            x = x.doit().as_explicit()
+        except (TypeError, ValueError):
+            return x
+    if x in (sp.true, sp.false):
+        return bool(x)
+    if isinstance(x, sp.core.relational.Relational):
+        raise _Wrong(
+            "equation",
+            "the answer is an equation or inequality; hand in its right-hand "
+            "side.",
+        )
+    if isinstance(x, sp.Lambda) or not isinstance(x, (sp.Expr, sp.MatrixBase)):
+        raise _Wrong(
+            "wrong-type",
+            f"the answer is a sympy {type(x).__name__}; wanted is an "
+            "expression or an explicit matrix.",
+        )
+    if _is_number(x):
+        return _as_floats(x).squeeze()
+    return x
+
+
+def _as_floats(x):
+    try:
+        return np.array(x, dtype=float)
+    except OverflowError:
+        raise _Wrong("not-finite", "the answer is not finite.") from None
+    except (TypeError, ValueError):
+        raise _Wrong(
+            "not-real", "the answer holds something that is no real number."
+        ) from None
 
 
 def _is_number(x):
@@ -241,14 +303,47 @@ def _is_number(x):
 
 
 def _untouched(arguments, fresh):
-    for a, b in zip(tree_leaves(arguments), tree_leaves(fresh)):
-        if isinstance(a, (torch.Tensor, np.ndarray)) and not np.array_equal(
-            np.asarray(a.detach() if isinstance(a, torch.Tensor) else a),
-            np.asarray(b.detach() if isinstance(b, torch.Tensor) else b),
-            equal_nan=True,
-        ):
-            return False
-    return True
+    before, after = _values(fresh), _values(arguments)
+    return len(before) == len(after) and all(
+        np.array_equal(a, b, equal_nan=True)
+        if isinstance(a, np.ndarray) and a.dtype.kind in "fc"
+        else np.array_equal(a, b)
+        for a, b in zip(before, after)
+    )
+
+
+def _values(tree):
+    """Everything in some arguments that could have been changed in place."""
+    values = []
+    for x in tree_leaves(tree):
+        if isinstance(x, torch.nn.Module):
+            values += _values(dict(x.state_dict()))
+        elif isinstance(x, TaskBatch):
+            values += _values((x.support, x.query))
+        elif isinstance(x, torch.Tensor):
+            values.append(x.detach().cpu().numpy())
+        elif isinstance(x, np.ndarray):
+            values.append(x)
+        elif isinstance(x, sp.MatrixBase):
+            values.append(np.array(x))
+    return values
+
+
+def _fitted(given, right):
+    """Rows in a list where a matrix is wanted, and the reverse, are fine."""
+
+    def fit(x, y):
+        if isinstance(y, np.ndarray) and y.ndim and isinstance(x, tuple):
+            arrays = all(isinstance(z, np.ndarray) for z in x)
+            if x and arrays and [z.shape for z in x] == [w.shape for w in y]:
+                return np.stack(x)
+        if isinstance(x, np.ndarray) and isinstance(y, tuple) and x.ndim:
+            return tuple(x) if len(x) == len(y) else x
+        if isinstance(x, tuple) and isinstance(y, tuple) and len(x) == len(y):
+            return tuple(fit(z, w) for z, w in zip(x, y))
+        return x
+
+    return [fit(x, y) for x, y in zip(given, right)]
 
 
 def _misfit(given, right):
@@ -307,68 +402,106 @@ def _close(x, y, rtol):
     return _same_expression(x, y)
 
 
+# Where numbers at a few positive points cannot tell two expressions apart.
+_KINKS = (
+    sp.Abs, sp.sign, sp.Piecewise, sp.Max, sp.Min, sp.Heaviside, sp.floor,
+    sp.ceiling, sp.re, sp.im, sp.arg, sp.conjugate,
+)  # fmt: skip
+
+
 def _same_expression(x, y):
     """Whether two expressions agree, their symbols taken by name."""
-    x, y = (sp.Matrix([_as_sympy(z)]) if not isinstance(z, sp.MatrixBase) else z
-            for z in (x, y))  # fmt: skip
+    x, y = _as_matrix(x), _as_matrix(y)
+    if x is None or y is None:
+        return False
     symbols = {s.name: s for s in y.free_symbols}
-    x = x.subs({s: symbols.get(s.name, s) for s in x.free_symbols})
+    x = x.xreplace({s: symbols.get(s.name, s) for s in x.free_symbols})
     difference = x - y
     if difference.is_zero_matrix:
         return True
-    if not difference.atoms(sp.core.function.AppliedUndef):
-        points = [
-            {
-                s: sp.Rational(7 * k + 3 * j + 11, 23 + 2 * j + k)
-                for j, s in enumerate(
-                    sorted(difference.free_symbols, key=lambda s: s.name)
-                )
-            }
-            for k in range(3)
-        ]
+    try:
+        vanishes = _vanishes_at_points(difference, y)
+        if vanishes is False:
+            return False
+        if vanishes and not difference.has(*_KINKS):
+            return True
+        return all(sp.simplify(z.doit().expand()) == 0 for z in difference)
+    except Exception:  # noqa: BLE001
+        # sympy gives up on what nobody can compare: not shown to be right.
+        return False
+
+
+def _as_matrix(x):
+    """An expression or an array of at most two axes as a sympy matrix."""
+    if isinstance(x, sp.MatrixBase):
+        return x.as_immutable()
+    if isinstance(x, np.ndarray):
+        return sp.ImmutableMatrix(x.tolist() if x.ndim else [x.item()])
+    return sp.ImmutableMatrix([x]) if isinstance(x, sp.Expr) else None
+
+
+def _vanishes_at_points(difference, scale):
+    """Whether a difference is zero in numbers; None where that says nothing.
+
+    Simplification proves what it can; that two forms of one expression agree
+    to many digits at some points is the surer test, except for symbols that
+    do not commute, for unknown functions, and at kinks.
+    """
+    symbols = sorted(
+        difference.free_symbols | scale.free_symbols, key=lambda s: s.name
+    )
+    if difference.atoms(sp.core.function.AppliedUndef) or not all(
+        s.is_commutative for s in symbols
+    ):
+        return None
+    for k in range(3):
+        point = {
+            s: sp.Rational(7 * k + 3 * j + 11, 23 + 2 * j + k)
+            for j, s in enumerate(symbols)
+        }
+
+        def size(matrix, point=point):
+            entries = matrix.subs(point).doit().evalf(30)
+            return max(abs(complex(z)) for z in entries)
+
         try:
-            if any(
-                abs(complex(entry)) > 1e-9
-                for point in points
-                for entry in difference.subs(point).evalf(30)
-            ):
-                return False
-        except TypeError:
-            pass
-    return bool(all(sp.simplify(entry.doit()) == 0 for entry in difference))
+            off, whole = size(difference), size(scale)
+        except (TypeError, ValueError):
+            return None
+        if not off <= 1e-10 * whole:
+            return False
+    return True
 
 
-def _as_sympy(x):
-    # Of a number and an expression, one side has become an array.
-    return sp.sympify(x.item()) if isinstance(x, np.ndarray) else x
+def _unknown(given, right, rtol, of_function):
+    """What can be said of a wrong answer whose mistake nobody has listed.
 
-
-def _unknown(given, right, rtol):
-    """What can be said of a wrong answer whose mistake nobody has listed."""
+    Of a wrong value nothing that would tell the right one: no factor, no
+    distance.
+    """
+    nothing = "not right, and not a mistake that is known here"
+    leaves = [tree_leaves(given), tree_leaves(right)]
+    if not all(isinstance(z, np.ndarray) for zs in leaves for z in zs):
+        return None, f"{nothing}."
     x, y = (
-        [np.asarray(z, dtype=float).ravel() for z in tree_leaves(r)
-         if isinstance(z, np.ndarray)]
-        for r in (given, right)
-    )  # fmt: skip
-    if not x or len(x) != len(tree_leaves(given)):
-        return None, "not right, and not a mistake that is known here."
-    x, y = np.concatenate(x), np.concatenate(y)
+        np.concatenate([z.ravel().astype(float) for z in zs]) for zs in leaves
+    )
     scale = (x @ y) / (y @ y) if y @ y else 0.0
     if np.linalg.norm(x) <= rtol * np.linalg.norm(y):
         return "zero", "the answer is zero; it should not be."
     if np.linalg.norm(x - scale * y) <= rtol * np.linalg.norm(x) and scale:
         if np.isclose(scale, -1, rtol=1e-6):
             return "sign", "the answer has the wrong sign."
-        return (
-            "factor",
-            f"the answer is {scale:.4g} times the right one in every case: "
-            "a constant factor is missing or too many.",
-        )
-    off = np.linalg.norm(x - y) / np.linalg.norm(y) if y.any() else np.inf
-    return None, (
-        "not right, and not a mistake that is known here "
-        f"(off by {off:.0%} in norm)."
-    )
+        if of_function and y.size > 1:
+            message = (
+                f"the answer is {scale:.4g} times the right one in every "
+                "case: a constant factor is missing or too many."
+            )
+            return "factor", message
+    if not of_function or not y.any():
+        return None, f"{nothing}."
+    off = np.linalg.norm(x - y) / np.linalg.norm(y)
+    return None, f"{nothing} (off by {off:.0%} in norm)."
 
 
 def _brief(error):

@@ -303,7 +303,8 @@ def _variables(theta):
                 f"{leaf}; use {leaf}.as_explicit()"
             )
         if isinstance(leaf, sp.MatrixBase):
-            return leaf.applyfunc(fresh)
+            # Not applyfunc, which gives equal entries one variable.
+            return type(leaf)(*leaf.shape, [fresh(x) for x in leaf])
         leaf = sp.sympify(leaf)
         assumptions = (
             leaf.assumptions0 if leaf.is_Symbol else {"real": leaf.is_real}

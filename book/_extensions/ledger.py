@@ -37,11 +37,11 @@ CLAIMS = ("theorem", "proposition", "lemma", "corollary", "example")
 KINDS = (*CLAIMS, "definition")
 
 
-class status(nodes.General, nodes.Element):
+class statement_status(nodes.General, nodes.Element):
     """How far a statement is verified; its children are the parsed words."""
 
 
-class ledger(nodes.General, nodes.Element):
+class ledger_list(nodes.General, nodes.Element):
     """A place that the ledger takes once all pages have been read."""
 
 
@@ -63,7 +63,7 @@ class Status(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         label = self.arguments[0]
-        node = status(label=label, values={}, reasons={})
+        node = statement_status(label=label, values={})
         self.set_source_info(node)
         if "definition" in self.options:
             extra = sorted(set(self.options) - {"definition", "source"})
@@ -75,7 +75,6 @@ class Status(SphinxDirective):
             for column in COLUMNS:
                 value, words = self._value(label, column)
                 node["values"][column] = value
-                node["reasons"][column] = words
                 if words:
                     node += self._inline(column, words)
         if self.options.get("source"):
@@ -107,7 +106,7 @@ class Ledger(SphinxDirective):
     """``{ledger}``: all statements with what verifies them."""
 
     def run(self) -> list[nodes.Node]:
-        return [ledger()]
+        return [ledger_list()]
 
 
 def read(app: Sphinx, doctree: nodes.document) -> None:
@@ -121,13 +120,13 @@ def read(app: Sphinx, doctree: nodes.document) -> None:
         "statuses": {},
         "twice": [],
     }
-    for node in doctree.findall(status):
+    for node in doctree.findall(statement_status):
         if node["label"] in page["statuses"]:
             page["twice"].append(node["label"])
         page["statuses"][node["label"]] = node["values"]
     env.ledger[env.docname] = page
     env.ledger_checks[env.docname] = list(records(doctree))
-    if next(doctree.findall(ledger), None) is not None:
+    if next(doctree.findall(ledger_list), None) is not None:
         env.ledger_pages.add(env.docname)
 
 
@@ -262,7 +261,7 @@ class Marks(SphinxPostTransform):
 
     def run(self, **kwargs: Any) -> None:
         page, builder = self.env.docname, self.app.builder
-        for node in list(self.document.findall(status)):
+        for node in list(self.document.findall(statement_status)):
             if builder.format == "html":
                 mark = nodes.raw("", self.mark(node, page), format="html")
             else:
@@ -284,26 +283,28 @@ class Marks(SphinxPostTransform):
                 first.setdefault(
                     check["algebra"], f"#check-{label}-{check['n']}"
                 )
-        pills, said = [], []
+        pills, sentence = [], []
         for column, value in node["values"].items():
-            words = node["reasons"][column]
-            said.append(f"{column}: {value}" + (f", {words}" if words else ""))
+            words = "".join(part.astext() for part in said(node, column))
+            sentence.append(
+                f"{column}: {value}" + (f", {words}" if words else "")
+            )
             pills.append(
                 pill(
                     f"{column} {value}",
                     CLASSES[value],
-                    said[-1],
+                    sentence[-1],
                     row if value == "n/a" else first.get(column, ""),
                 )
             )
         if not pills:
-            said = ["a definition"]
+            sentence = ["a definition"]
             pills = [pill("definition", "definition", "nothing to verify", row)]
         elif row:
             pills.append(
                 pill("ledger", "ledger", "the entry in the ledger", row)
             )
-        summary = html.escape(f"Status of {label}. " + "; ".join(said))
+        summary = html.escape(f"Status of {label}. " + "; ".join(sentence))
         return (
             f'<div class="status-mark" id="status-{label}" role="group" '
             f'aria-label="{summary}">' + " ".join(pills) + "</div>"
@@ -328,7 +329,7 @@ class Rows(SphinxPostTransform):
     default_priority = 3
 
     def run(self, **kwargs: Any) -> None:
-        for node in list(self.document.findall(ledger)):
+        for node in list(self.document.findall(ledger_list)):
             node.replace_self(list(self.chapters()))
 
     def chapters(self):
@@ -366,7 +367,7 @@ class Rows(SphinxPostTransform):
             title = ".".join(map(str, number)) + ". " + title
         section = nodes.section(ids=[f"ledger-of-{nodes.make_id(page)}"])
         section += nodes.title("", "", self.link(title, page))
-        statuses = {n["label"]: n for n in doctree.findall(status)}
+        statuses = {n["label"]: n for n in doctree.findall(statement_status)}
         checks: dict[str, list[dict]] = {}
         for check in self.env.ledger_checks.get(page, ()):
             checks.setdefault(check["label"], []).append(check)
@@ -384,13 +385,13 @@ class Rows(SphinxPostTransform):
     def row(self, page, label, kind, node, mark, checks):
         anchor = nodes.make_id(f"equation-{label}")
         if kind == "equation":
-            name = f"Equation ({self.number(page, 'displaymath', anchor)})"
+            name = [f"Equation ({self.number(page, 'displaymath', anchor)})"]
             statement = [node]
         else:
             anchor = label
-            name = f"{kind.title()} {self.number(page, node['countertype'], label)}"
+            number = self.number(page, node["countertype"], label)
             title, content = node.children[0], node.children[1]
-            name += title.astext()
+            name = [f"{kind.title()} {number}", *map(self.bare, title.children)]
             statement = content.children
         head = nodes.paragraph(
             "",
@@ -404,18 +405,11 @@ class Rows(SphinxPostTransform):
         sides = block("", classes=["ledger-sides"])
         sides += self.side("The page states", [self.bare(n) for n in statement])
         verified = [
-            part
+            nodes.math_block(
+                "", check["latex"], nowrap=False, number=None, label=None
+            )
             for check in checks
             if "latex" in check
-            for part in (
-                nodes.math_block(
-                    check["latex"],
-                    check["latex"],
-                    nowrap=False,
-                    number=None,
-                    label=None,
-                ),
-            )
         ]
         if verified:
             sides += self.side("Sympy verified", verified)
@@ -485,11 +479,18 @@ class Rows(SphinxPostTransform):
                     return str(n)
         return ".".join(map(str, numbers.get(anchor, ())))
 
-    def link(self, text, page, anchor=""):
+    def link(self, content, page, anchor=""):
         uri = self.app.builder.get_relative_uri(self.env.docname, page)
         if anchor:
             uri += f"#{anchor}"
-        return nodes.reference("", text, internal=True, refuri=uri)
+        parts = [content] if isinstance(content, str) else content
+        return nodes.reference(
+            "",
+            "",
+            *(nodes.Text(p) if isinstance(p, str) else p for p in parts),
+            internal=True,
+            refuri=uri,
+        )
 
     def bare(self, node):
         """A copy that is at home on this page, and is nobody's target."""
@@ -502,12 +503,15 @@ class Rows(SphinxPostTransform):
                 part["label"] = part["number"] = None
             if isinstance(part, addnodes.pending_xref):
                 part["refdoc"] = self.env.docname
-            if isinstance(part, (nodes.target, status)) and part.parent:
+            if (
+                isinstance(part, (nodes.target, statement_status))
+                and part.parent
+            ):
                 part.parent.remove(part)
         return copy
 
 
-def said(mark: status, column: str) -> list[nodes.Node]:
+def said(mark: statement_status, column: str) -> list[nodes.Node]:
     for part in mark.children:
         if part["column"] == column:
             return part.children
@@ -535,8 +539,8 @@ def nothing(self: Any, node: nodes.Element) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     plain = (nothing, nothing)
-    app.add_node(status)
-    app.add_node(ledger)
+    app.add_node(statement_status)
+    app.add_node(ledger_list)
     app.add_node(
         block,
         html=(visit_block, depart_block),
@@ -558,7 +562,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-check-consistency", hold)
     return {
         "version": "1",
-        "env_version": 1,
+        "env_version": 2,
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

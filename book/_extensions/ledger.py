@@ -304,11 +304,23 @@ class Marks(SphinxPostTransform):
             pills.append(
                 pill("ledger", "ledger", "the entry in the ledger", row)
             )
-        summary = html.escape(f"Status of {label}. " + "; ".join(sentence))
+        of = self.number(label, page)
+        summary = html.escape(
+            f"Status of {of or label}. " + "; ".join(sentence)
+        )
         return (
             f'<div class="status-mark" id="status-{label}" role="group" '
-            f'aria-label="{summary}">' + " ".join(pills) + "</div>"
+            f'aria-label="{summary}">'
+            + (f'<span class="status-of">{of}</span> ' if of else "")
+            + " ".join(pills)
+            + "</div>"
         )
+
+    def number(self, label, page):
+        """The number of an equation: its mark may stand below a theorem's."""
+        if self.env.ledger[page]["statements"].get(label) != "equation":
+            return ""
+        return f"({equation_number(self.env, page, label)})"
 
 
 def pill(text: str, kind: str, title: str, target: str = "") -> str:
@@ -385,11 +397,13 @@ class Rows(SphinxPostTransform):
     def row(self, page, label, kind, node, mark, checks):
         anchor = nodes.make_id(f"equation-{label}")
         if kind == "equation":
-            name = [f"Equation ({self.number(page, 'displaymath', anchor)})"]
+            name = [f"Equation ({equation_number(self.env, page, label)})"]
             statement = [node]
         else:
             anchor = label
-            number = self.number(page, node["countertype"], label)
+            numbers = self.env.toc_fignumbers.get(page, {})
+            number = numbers.get(node["countertype"], {}).get(label, ())
+            number = ".".join(map(str, number))
             title, content = node.children[0], node.children[1]
             name = [f"{kind.title()} {number}", *map(self.bare, title.children)]
             statement = content.children
@@ -416,7 +430,9 @@ class Rows(SphinxPostTransform):
         row += sides
         if mark is None or not mark["values"]:
             row["classes"].append("ledger-definition")
-            words = "A definition: there is nothing to verify."
+            words = "A definition" + (
+                ", used here:" if checks else ": there is nothing to verify."
+            )
             row += nodes.paragraph("", words, classes=["ledger-source"])
         else:
             row += self.columns(page, mark, checks)
@@ -471,14 +487,6 @@ class Rows(SphinxPostTransform):
         head = nodes.paragraph("", heading, classes=["ledger-heading"])
         return block("", head, *content, classes=["ledger-side"])
 
-    def number(self, page, kind, anchor):
-        numbers = self.env.toc_fignumbers.get(page, {}).get(kind, {})
-        if kind == "displaymath" and anchor not in numbers:
-            for label, (_, n) in self.env.get_domain("math").equations.items():
-                if nodes.make_id(f"equation-{label}") == anchor:
-                    return str(n)
-        return ".".join(map(str, numbers.get(anchor, ())))
-
     def link(self, content, page, anchor=""):
         uri = self.app.builder.get_relative_uri(self.env.docname, page)
         if anchor:
@@ -516,6 +524,14 @@ def said(mark: statement_status, column: str) -> list[nodes.Node]:
         if part["column"] == column:
             return part.children
     return []
+
+
+def equation_number(env: BuildEnvironment, page: str, label: str) -> str:
+    if env.config.math_numfig and env.config.numfig:
+        numbers = env.toc_fignumbers.get(page, {}).get("displaymath", {})
+        anchor = nodes.make_id(f"equation-{label}")
+        return ".".join(map(str, numbers.get(anchor, ())))
+    return str(env.get_domain("math").equations[label][1])
 
 
 def in_order(page: str, includes: dict[str, list[str]]) -> Iterator[str]:

@@ -128,9 +128,9 @@ class GradientDescent:
             value, slope = value_and_gradient(loss)(theta, batches(step))
             if not is_finite(value, slope):
                 raise ValueError(
-                    f"the support loss or its gradient is not finite (loss "
-                    f"{float(value)}) at inner step {step} of {self.steps}; "
-                    f"is lr = {self.lr!r} too large for this loss?"
+                    "the support loss or its gradient is not finite (loss "
+                    f"{float(value.detach())}) at inner step {step} of "
+                    f"{self.steps}; is lr = {self.lr!r} too large for this loss?"
                 )
             theta = tree_map(_descend, theta, rates, slope)
             yield theta, slope

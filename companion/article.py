@@ -259,4 +259,5 @@ def _as_floats(theta):
 def _is_finite(theta):
     if isinstance(theta, torch.Tensor):
         return bool(torch.isfinite(theta).all())
+    theta = np.asarray(theta)
     return theta.dtype.kind == "O" or bool(np.isfinite(theta).all())

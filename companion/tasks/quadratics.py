@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from companion.calculus import dot
@@ -106,11 +108,15 @@ def quadratics(
     ((5, 2, 2), (5, 2))
     """
     n_tasks, dim = count("n_tasks", n_tasks), count("dim", dim)
-    low, high = (size("eigenvalues", value) for value in eigenvalues)
-    if not 0 < low <= high:
+    try:
+        low, high = eigenvalues
+        proper = 0 < low <= high < math.inf
+    except (TypeError, ValueError):
+        proper = False
+    if not proper:
         raise ValueError(
             "eigenvalues must be a range (smallest, largest) with "
-            f"0 < smallest <= largest, got {tuple(eigenvalues)}"
+            f"0 < smallest <= largest, got {eigenvalues!r}"
         )
     spread = size("spread", spread)
     dtype = floating(dtype)

@@ -2,7 +2,9 @@
 
 MathJax and plotly's script are copied from their Python packages into the
 site: of MathJax the part that the pages use (2 MB of 24), and plotly once, with
-a link on those pages alone that hold an interactive figure.
+a link on those pages alone that hold an interactive figure. The search shows no
+excerpts where the pages come from a disk, since there a browser lets no page
+read another.
 """
 
 from __future__ import annotations
@@ -16,6 +18,10 @@ from sphinx.application import Sphinx
 
 MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts")
 PLOTLY = "plotly.min.js"
+NO_EXCERPTS = """\
+if (location.protocol === "file:")
+    DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+"""
 
 
 def _package(name: str) -> Path:
@@ -27,13 +33,15 @@ def _package(name: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _link_plotly(
+def _link_scripts(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any
 ) -> None:
     if "plotly-graph-div" in context.get("body", ""):
         # Before everything else: the figures' own scripts run while the page
         # is being read.
         app.add_js_file(PLOTLY, priority=100)
+    if page == "search":
+        app.add_js_file(None, body=NO_EXCERPTS, priority=800)
 
 
 def _copy(app: Sphinx, exception: Exception | None) -> None:
@@ -55,6 +63,6 @@ def _copy(app: Sphinx, exception: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.connect("html-page-context", _link_plotly)
+    app.connect("html-page-context", _link_scripts)
     app.connect("build-finished", _copy)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

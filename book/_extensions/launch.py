@@ -10,7 +10,6 @@ notebook that Colab opens comes without the repository around it).
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import yaml
@@ -82,9 +81,6 @@ def setup(app) -> dict[str, bool]:
 
 
 if __name__ == "__main__":
-    url = address()
-    if not url:
-        sys.exit("repository.url in _config.yml is empty: nothing to write")
     for path in notebooks():
-        if write(path, url):
+        if write(path, address()):
             print(path.relative_to(ROOT))

@@ -60,6 +60,12 @@ def drop_stale_cache() -> None:
         stamp.write_text(code)
 
 
+def jupyter_book() -> str:
+    """The program that stands beside this Python."""
+    beside = Path(sys.executable).parent
+    return shutil.which("jupyter-book", path=beside) or "jupyter-book"
+
+
 def build() -> Path:
     """Build the site if anything it is made of has changed.
 
@@ -83,7 +89,7 @@ def build() -> Path:
             shutil.rmtree(SITE, ignore_errors=True)
             subprocess.run(
                 [
-                    *(sys.executable, "-m", "jupyter_book", "build", "book"),
+                    *(jupyter_book(), "build", "book"),
                     *("--all", "-W", "-n", "--keep-going"),
                 ],
                 cwd=ROOT,

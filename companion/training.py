@@ -88,7 +88,8 @@ def meta_train(
     ValueError
         If ``iterations`` is negative or no integer, if the objective is not
         finite (with the iteration), or if the checkpoint belongs to a run
-        with another seed, method, ``wrt`` or other parameters.
+        with another seed, method, ``wrt`` or other parameters, or is further
+        than ``iterations``.
 
     Notes
     -----
@@ -114,6 +115,12 @@ def meta_train(
     }  # fmt: skip
     if checkpoint is not None and Path(checkpoint).exists():
         history = _resume(checkpoint, run, leaves, steps, generator)
+        if len(history) > iterations:
+            raise ValueError(
+                f"the checkpoint {checkpoint} is of {len(history)} "
+                f"iterations, more than the {iterations} asked for; delete "
+                "it or name another file"
+            )
 
     def here():
         variables = tree_unflatten([x.detach() for x in leaves], structure)

@@ -11,6 +11,7 @@ import base64
 import html
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,7 +211,7 @@ def show_interactive(
     """
     from IPython.display import display
 
-    if not name.replace("-", "").isalnum() or not name[0].isalpha():
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9-]*", name):
         raise ValueError(
             "name must be an id of letters, digits and hyphens that starts "
             f"with a letter, got {name!r}"

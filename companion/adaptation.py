@@ -104,6 +104,9 @@ class GradientDescent:
         for rate in tree_leaves(self.lr):
             if isinstance(rate, numbers.Real) and not math.isfinite(rate):
                 raise ValueError(f"lr must be finite, got {rate!r}")
+            tensor = isinstance(rate, torch.Tensor) and not rate.is_meta
+            if tensor and not is_finite(rate):
+                raise ValueError(f"lr must be finite, got {rate!r}")
             if not isinstance(
                 rate, (numbers.Real, torch.Tensor, sp.Expr, sp.MatrixBase)
             ):
@@ -208,7 +211,7 @@ def adaptation_path(
 
 
 def _path(loss, theta, data, inner):
-    if not isinstance(inner, InnerAlgorithm):
+    if isinstance(inner, type) or not isinstance(inner, InnerAlgorithm):
         raise TypeError(
             "inner must be an inner algorithm such as GradientDescent(lr=0.1, "
             f"steps=1), got {inner!r}"
@@ -257,6 +260,13 @@ def _rates(lr, theta):
 
 
 def _fitting_rate(rate, leaf):
+    if isinstance(leaf, torch.Tensor) and isinstance(
+        rate, (sp.Basic, sp.MatrixBase)
+    ):
+        raise TypeError(
+            f"lr is the sympy object {rate} but theta holds tensors; "
+            "convert it with float(lr)"
+        )
     shape = tuple(getattr(rate, "shape", ()))
     if shape not in ((), tuple(getattr(leaf, "shape", ()))):
         raise ValueError(

@@ -240,6 +240,8 @@ def scalar(value):
                 "a loss must be a scalar, got a tensor of shape "
                 f"{tuple(value.shape)}; reduce it, for example with .mean()"
             )
+        if value.is_complex():
+            raise TypeError(f"a loss must be a real number, got {value.dtype}")
         return value
     if isinstance(value, (sp.Expr, int, float)):
         return sp.sympify(value)
@@ -420,6 +422,9 @@ def _forward_jacobian(f, theta, args):
 
 
 def _check_dependence(value, theta):
+    if not isinstance(value, torch.Tensor):
+        # A plain number: computed from no tensor, or taken out by .item().
+        value = torch.tensor(0.0)
     level = max(_functorch.maybe_get_level(x) for x in tree_leaves(theta))
     if _functorch.maybe_get_level(value) != level or not value.requires_grad:
         raise ValueError(

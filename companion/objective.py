@@ -222,6 +222,11 @@ def evaluate(
         every task, with its mean and spread over the tasks.
     """
     metric = metric or loss
+    if is_symbolic(theta):
+        raise TypeError(
+            "evaluate needs theta of tensors, got symbols; the formula of the "
+            "mean is meta_objective(loss, theta, tasks, inner)"
+        )
     tasks = check_tasks(tasks, theta)
     with torch.no_grad():
         per_task = torch.stack([

@@ -101,6 +101,19 @@ def meta_train(
         raise ValueError(
             f"iterations must be a non-negative integer, got {iterations}"
         )
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int, got {seed!r}")
+    if checkpoint_every < 1:
+        raise ValueError(
+            f"checkpoint_every must be a positive integer, got "
+            f"{checkpoint_every!r}"
+        )
+    if isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            "optimizer must make an optimiser from a list of tensors, such "
+            "as functools.partial(torch.optim.Adam, lr=1e-3), got one that "
+            f"is made: {type(optimizer).__name__}"
+        )
     check_parameters(theta)
     names = (wrt,) if isinstance(wrt, str) else tuple(wrt)
     start = Problem.of(loss, theta, inner, names).variables

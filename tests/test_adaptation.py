@@ -392,3 +392,23 @@ def test_integer_parameters_raise():
 def test_mismatched_shapes_raise():
     with pytest.raises((ValueError, RuntimeError), match="size|shape"):
         adapt(quadratic_loss, random(2), quadratic(3), GradientDescent(0.1, 1))
+
+
+def test_a_tensor_rate_must_be_finite():
+    with pytest.raises(ValueError, match="lr must be finite, got tensor"):
+        GradientDescent({"w": torch.tensor([1.0, math.nan])}, 1)
+
+
+def test_a_symbolic_rate_for_tensors_raises():
+    with pytest.raises(TypeError, match="sympy object alpha but theta holds"):
+        adapt(
+            quadratic_loss,
+            random(3),
+            quadratic(),
+            GradientDescent(sp.Symbol("alpha"), 1),
+        )
+
+
+def test_the_class_in_place_of_an_inner_algorithm_raises():
+    with pytest.raises(TypeError, match="inner must be an inner algorithm"):
+        adapt(quadratic_loss, random(3), quadratic(), GradientDescent)

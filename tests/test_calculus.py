@@ -394,3 +394,14 @@ def test_equal_entries_of_a_symbolic_point_are_different_variables():
         [x, y]
     )
     assert jacobian(lambda v: v)(point) == sp.eye(2)
+
+
+def test_a_loss_that_is_a_plain_number_raises():
+    for f in (lambda t: 1.0, lambda t: (t**2).sum().detach().item()):
+        with pytest.raises(ValueError, match="does not depend on theta"):
+            gradient(f)(random(3))
+
+
+def test_a_complex_loss_raises():
+    with pytest.raises(TypeError, match="real number, got torch.complex128"):
+        gradient(lambda t: t.sum() * 1j)(random(3))

@@ -24,11 +24,11 @@ from companion import (
     meta_value_and_gradient,
 )
 from companion.calculus import tree_map
-from companion.metagradient import METHODS
 from companion.models import mlp
 from companion.tasks import quadratic_loss, quadratics, sinusoids
 
 f64 = torch.float64
+METHODS = GradientDescent.methods
 EXACT = ("reverse", "forward", "finite_difference")
 mse = nn.functional.mse_loss
 
@@ -72,7 +72,7 @@ def closed_form(theta, tasks, lr, steps, method="reverse"):
     dim=st.integers(1, 4),
     steps=st.integers(1, 4),
     lr=st.floats(0.05, 1.5),
-    method=st.sampled_from(sorted(METHODS)),
+    method=st.sampled_from(METHODS),
 )
 def test_meta_gradient_of_quadratics_matches_closed_form(
     seed, dim, steps, lr, method
@@ -138,7 +138,7 @@ def test_first_order_differs_from_exact_by_the_curvature():
     assert (first - exact).norm() > 0.05 * exact.norm()
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", METHODS)
 def test_batch_and_list_agree(method):
     loss, theta = functional(mlp((1, 3, 1), seed=0), mse)
     batch, inner = sinusoids(4, 3, 5, seed=1), GradientDescent(0.05, 2)
@@ -149,7 +149,7 @@ def test_batch_and_list_agree(method):
     close(stacked, listed, *((1e-6, 1e-8) if loose else (1e-10, 1e-12)))
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", METHODS)
 def test_the_value_is_the_meta_objective_whatever_the_method(method):
     tasks, theta = apart(3, 2, 0), random(2)
     inner = GradientDescent(0.5, 2)
@@ -220,7 +220,7 @@ def test_symbolic_methods_on_a_quadratic(method):
 # Precision and detachment. --------------------------------------------------
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", METHODS)
 def test_float32_stays_float32(method):
     tasks = quadratics(3, 2, seed=0, dtype=torch.float32)
     theta, inner = random(2, dtype=torch.float32), GradientDescent(0.5, 2)
@@ -239,7 +239,7 @@ def test_float32_stays_float32(method):
     close(slope.double(), exact, tolerance, tolerance)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", METHODS)
 def test_the_result_is_detached_and_arguments_are_left_alone(method):
     theta = {"t": random(2).requires_grad_()}
     tasks, before = apart(3, 2, 0), random(2)
@@ -248,9 +248,9 @@ def test_the_result_is_detached_and_arguments_are_left_alone(method):
         return quadratic_loss(theta["t"], data)
 
     inner = GradientDescent(torch.tensor(0.5, dtype=f64), 2)
-    for given in (tasks, list(tasks)):
+    for some in (tasks, list(tasks)):
         value, slope = meta_value_and_gradient(
-            loss, theta, given, inner, method
+            loss, theta, some, inner, method
         )
         assert not value.requires_grad and not slope["t"].requires_grad
     assert torch.equal(theta["t"], before)

@@ -90,7 +90,9 @@ def test_the_meta_objective_of_unknown_losses_has_the_maml_gradient():
 
 def test_no_second_implementation_for_sympy():
     """Adaptation and objective ask for the algebra only to check input."""
-    allowed = {"__post_init__", "_path", "check_tasks"}
+    allowed = {
+        "__post_init__", "_path", "_fitting_rate", "check_tasks", "evaluate",
+    }  # fmt: skip
     for module in (adaptation, objective):
         tree = ast.parse(inspect.getsource(module))
         for function in ast.walk(tree):
@@ -402,3 +404,9 @@ def test_an_error_in_a_list_names_the_task():
     with pytest.raises(ValueError) as error:
         meta_objective(square, random(2), tasks, INNER)
     assert "in tasks[1]" in error.value.__notes__
+
+
+def test_evaluate_of_symbols_raises_and_names_what_to_use():
+    x = sp.Symbol("x")
+    with pytest.raises(TypeError, match="got symbols.*meta_objective"):
+        evaluate(lambda t, _: t**2, x, [Task(None, None)], INNER)

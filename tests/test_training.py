@@ -329,3 +329,20 @@ def test_an_objective_that_explodes_names_the_iteration():
         )
     assert "of meta_train" in error.value.__notes__[-1]
     assert "in iteration" in error.value.__notes__[-1]
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"seed": "a"}, TypeError, "seed must be an int, got 'a'"),
+        ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be a"),
+        (
+            {"optimizer": torch.optim.SGD([torch.zeros(1)], lr=0.1)},
+            TypeError,
+            "optimizer must make .* got one that is made: SGD",
+        ),
+    ],
+)
+def test_bad_settings_raise(change, error, message):
+    with pytest.raises(error, match=message):
+        train(**change)

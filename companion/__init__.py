@@ -13,6 +13,7 @@ from companion.calculus import (
     hessian_vector_product,
     jacobian,
 )
+from companion.flow import GradientFlow
 from companion.metagradient import meta_gradient, meta_value_and_gradient
 from companion.models import functional
 from companion.objective import Task, TaskBatch, evaluate, meta_objective
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GradientDescent",
+    "GradientFlow",
     "Task",
     "TaskBatch",
     "adapt",

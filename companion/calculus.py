@@ -65,12 +65,13 @@ def value_and_gradient(f: Callable) -> Callable:
             return _symbolic_value_and_gradient(f, theta, args)
         check_parameters(theta)
 
-        def checked(theta, *args):
+        # A closure, so that torch.func leaves the other arguments alone.
+        def checked(theta):
             value = scalar(f(theta, *args))
             _check_dependence(value, theta)
             return value
 
-        gradient, value = torch.func.grad_and_value(checked)(theta, *args)
+        gradient, value = torch.func.grad_and_value(checked)(theta)
         return value, gradient
 
     return of
@@ -208,6 +209,18 @@ tree_leaves = pytree.tree_leaves
 tree_flatten = pytree.tree_flatten
 tree_unflatten = pytree.tree_unflatten
 tree_structure = pytree.tree_structure
+
+
+def ravel(theta: Parameters) -> tuple[torch.Tensor, Callable]:
+    """Tensors as one vector, and the function that brings them back."""
+    leaves, structure = tree_flatten(theta)
+
+    def unravel(vector):
+        parts = vector.split([x.numel() for x in leaves])
+        shaped = [p.reshape(x.shape) for p, x in zip(parts, leaves)]
+        return tree_unflatten(shaped, structure)
+
+    return torch.cat([x.reshape(-1) for x in leaves]), unravel
 
 
 def times(u, v):
@@ -369,6 +382,17 @@ def under_transform(*trees: Parameters) -> bool:
         isinstance(leaf, torch.Tensor)
         and _functorch.is_functorch_wrapped_tensor(leaf)
         for leaf in tree_leaves(trees)
+    )
+
+
+def differentiated(inputs: Any) -> bool:
+    """Whether somebody outside is differentiating with respect to these."""
+    return under_transform(inputs) or (
+        torch.is_grad_enabled()
+        and any(
+            isinstance(x, torch.Tensor) and x.requires_grad
+            for x in tree_leaves(inputs)
+        )
     )
 
 

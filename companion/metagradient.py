@@ -104,17 +104,21 @@ def meta_value_and_gradient(
     tasks = check_tasks(tasks, theta)
     problem = Problem.of(loss, theta, inner, wrt)
     rule = _rule(method, problem)
-    inputs = (theta, parameters_of(inner))
     # A graph is kept only for a transform around us, which asked for it.
-    with torch.set_grad_enabled(under_transform(inputs, task_data(tasks))):
-        results = per_task(lambda task: rule(problem, task), tasks, inputs)
+    with torch.set_grad_enabled(
+        under_transform(theta, parameters_of(inner), task_data(tasks))
+    ):
+        results = per_task(
+            lambda task: rule(problem, task), tasks, theta, inner
+        )
         value, slope = mean(results)
         if not is_finite(value, slope):
             # Task by task, the inner loop itself says where it broke.
             per_task(
                 lambda task: adapt(loss, theta, task.support, inner),
                 list(tasks),
-                inputs,
+                theta,
+                inner,
             )
             raise ValueError(
                 "the query loss or its gradient is not finite at the adapted "
@@ -241,6 +245,9 @@ METHODS: dict[str, Callable] = {
     "first_order": _first_order,
     "reptile": _reptile,
     "finite_difference": _finite_difference,
+    # The reverse mode of the algorithms that bring a derivative of their own.
+    "adjoint": _reverse,
+    "implicit": _reverse,
 }
 _ANY_PATH = ("reverse", "forward", "first_order", "finite_difference")
 _THETA_ONLY = ("first_order", "reptile")
@@ -268,4 +275,4 @@ def _rule(method, problem):
             "method 'finite_difference' needs numbers, got symbols; "
             "use 'reverse'"
         )
-    return METHODS[method]
+    return getattr(problem.inner, "rules", {}).get(method) or METHODS[method]

@@ -22,12 +22,12 @@ from companion.adaptation import (
 from companion.calculus import (
     Parameters,
     check_parameters,
+    differentiated,
     is_finite,
     is_symbolic,
     scalar,
     tree_leaves,
     tree_map,
-    under_transform,
 )
 
 __all__ = ["Evaluation", "Task", "TaskBatch", "evaluate", "meta_objective"]
@@ -172,7 +172,8 @@ def meta_objective(
     values = per_task(
         lambda task: task_objective(loss, theta, task, inner),
         tasks,
-        (theta, parameters_of(inner)),
+        theta,
+        inner,
     )
     value = mean(values)
     if not is_finite(value):
@@ -283,10 +284,12 @@ def check_tasks(tasks: Tasks, theta: Parameters = None) -> Tasks:
     return tasks
 
 
-def per_task(f: Callable, tasks: Tasks, inputs: Any):
+def per_task(
+    f: Callable, tasks: Tasks, theta: Parameters, inner: InnerAlgorithm
+):
     """``f`` of every task: results with a task axis for a batch, or a list.
 
-    ``inputs`` are the parameters, besides the tasks, that ``f`` depends on.
+    ``theta`` and ``inner`` are what ``f`` depends on besides the task.
 
     A batch is computed with one `torch.func.vmap`, which must stay the
     outermost transform: a derivative taken from outside through a vmapped
@@ -295,7 +298,10 @@ def per_task(f: Callable, tasks: Tasks, inputs: Any):
     does one whose loss cannot be vmapped.
     """
     data = task_data(tasks)
-    if isinstance(tasks, TaskBatch) and not differentiated((inputs, data)):
+    together = isinstance(tasks, TaskBatch) and getattr(
+        inner, "vmappable", True
+    )
+    if together and not differentiated((theta, parameters_of(inner), data)):
         axes = [
             tree_map(lambda x: 0 if isinstance(x, torch.Tensor) else None, p)
             for p in data
@@ -327,17 +333,6 @@ def mean(values):
     if isinstance(values, list):
         return tree_map(lambda *each: reduce(add, each) / len(each), *values)
     return tree_map(lambda x: x.mean(0), values)
-
-
-def differentiated(inputs: Any) -> bool:
-    """Whether somebody outside is differentiating with respect to these."""
-    return under_transform(inputs) or (
-        torch.is_grad_enabled()
-        and any(
-            isinstance(x, torch.Tensor) and x.requires_grad
-            for x in tree_leaves(inputs)
-        )
-    )
 
 
 def task_data(tasks: Tasks) -> tuple:

@@ -246,14 +246,14 @@ def _largest(loss, theta, tasks, rates):
 
 
 def _rate_instances():
-    rates = [k / 20 for k in range(1, 31)]
+    rates = [k / 12 for k in range(1, 17)]
     return [
         (
             linear_regression_loss,
             torch.zeros(2, dtype=torch.float64),
             list(
                 linear_regressions(
-                    5, shots, query_shots, 2, noise=noise, seed=seed
+                    4, shots, query_shots, 2, noise=noise, seed=seed
                 )
             ),
             rates,

@@ -239,8 +239,8 @@ def test_the_letter_of_the_loss_is_no_constant(path):
         return
     constants = (
         r"(?<![\w\\^_{])L-(?:smooth|Lipschitz)",
-        r"(?:/|\\alpha|\\mu,) ?L(?![\w^_(])",
-        r"\\[dt]?frac\{?[12]\}? ?\{?L\}?(?![\w^_(])",
+        r"(?:/|\\alpha|\\mu,) ?L(?![\w^_('])",
+        r"\\[dt]?frac\{?[12]\}? ?\{?L\}?(?![\w^_('])",
     )
     if path.name == "article.ipynb" or path.name == "errata.md":
         # These quote the source article, whose constant is L.

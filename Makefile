@@ -16,7 +16,7 @@ help:  ## say what there is to make
 	  | sed -E 's/:[^#]*##/\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
 
 book: .venv/installed  ## set up, run every notebook, build _build/html
-	@$(BIN)/python tools/build.py
+	@$(BIN)/python book/_tools/build.py
 
 test: book  ## set up, build, then test everything
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
@@ -24,14 +24,14 @@ test: book  ## set up, build, then test everything
 	$(BIN)/python -m pytest --nbval tests book -n 2 --dist loadfile
 
 notebooks: .venv/installed  ## for authors: run notebooks in place (ONLY="a.ipynb b.ipynb")
-	@$(BIN)/python tools/notebooks.py $(ONLY)
+	@$(BIN)/python book/_tools/notebooks.py $(ONLY)
 
 lab: .venv/installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=book
 
 format: .venv/installed  ## for authors: format and lint the code
-	$(BIN)/ruff format companion tests tools book/_extensions
-	$(BIN)/ruff check companion tests tools book/_extensions
+	$(BIN)/ruff format companion tests book/_tools book/_extensions
+	$(BIN)/ruff check companion tests book/_tools book/_extensions
 
 clean:  ## remove what was built and installed
 	rm -rf _build .venv *.egg-info .pytest_cache .hypothesis .ruff_cache

@@ -120,8 +120,8 @@ class GradientDescent:
     ) -> Iterator[Parameters]:
         """θ_0, ..., θ_K."""
         yield theta
-        for theta, _ in self.moves(loss, theta, data):
-            yield theta
+        for point, _ in self.moves(loss, theta, data):
+            yield point
 
     def moves(self, loss: Loss, theta: Parameters, data: Any) -> Iterator:
         """The pairs (θ_{k+1}, ∇L(θ_k)) for k = 0, ..., K - 1."""
@@ -211,23 +211,34 @@ def adaptation_path(
 
 
 def _path(loss, theta, data, inner):
+    check_inner(inner)
+    check_data(theta, data)
+    return inner.path(loss, theta, data)
+
+
+def check_inner(inner: InnerAlgorithm) -> None:
+    """Raise unless ``inner`` is an inner algorithm."""
     if isinstance(inner, type) or not isinstance(inner, InnerAlgorithm):
         raise TypeError(
             "inner must be an inner algorithm such as GradientDescent(lr=0.1, "
             f"steps=1), got {inner!r}"
         )
-    if not is_symbolic(theta):
-        check_parameters(theta)
-        check_data(theta, data)
-    return inner.path(loss, theta, data)
 
 
 def check_data(theta: Parameters, data: Any, name: str = "data") -> None:
-    """Raise unless the float tensors in ``data`` fit those of ``theta``."""
-    like = next(x for x in tree_leaves(theta) if isinstance(x, torch.Tensor))
+    """Raise unless ``theta`` is sound and the tensors in ``data`` fit it."""
+    symbolic = is_symbolic(theta)
+    if not symbolic:
+        check_parameters(theta)
     for x in tree_leaves(data):
         if not isinstance(x, torch.Tensor):
             continue
+        if symbolic:
+            raise TypeError(
+                f"theta is symbolic but {name} holds tensors; "
+                "give both as symbols or both as tensors"
+            )
+        like = tree_leaves(theta)[0]
         if x.device != like.device:
             raise ValueError(
                 f"{name} is on {x.device} but theta is on {like.device}; "

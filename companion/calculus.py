@@ -67,7 +67,11 @@ def value_and_gradient(f: Callable) -> Callable:
 
         # A closure, so that torch.func leaves the other arguments alone.
         def checked(theta):
-            value = scalar(f(theta, *args))
+            try:
+                value = scalar(f(theta, *args))
+            except RuntimeError as error:
+                error.add_note(f"in the loss, with {_shapes(theta)}")
+                raise
             _check_dependence(value, theta)
             return value
 
@@ -443,6 +447,11 @@ def _forward_jacobian(f, theta, args):
         for parts in zip(*(parts for parts, _ in outputs))
     ]
     return tree_unflatten(by_output, outputs[0][1])
+
+
+def _shapes(theta):
+    shapes = tree_map(lambda leaf: tuple(leaf.shape), theta)
+    return f"theta of the shape {shapes}; do its data fit that?"
 
 
 def _check_dependence(value, theta):

@@ -258,7 +258,7 @@ def _linear_flow(loss, theta, data, time):
     g = gradient(loss)(theta, data)
     one = not isinstance(theta, sp.MatrixBase)
     if not isinstance(theta, (sp.Expr, sp.MatrixBase)):
-        raise ValueError(
+        raise TypeError(
             "GradientFlow on symbols needs theta to be an expression or a "
             f"matrix, got {type(theta).__name__}"
         )

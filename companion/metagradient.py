@@ -14,7 +14,13 @@ from operator import add
 
 import torch
 
-from companion.adaptation import InnerAlgorithm, Loss, adapt, parameters_of
+from companion.adaptation import (
+    InnerAlgorithm,
+    Loss,
+    adapt,
+    check_inner,
+    parameters_of,
+)
 from companion.calculus import (
     Parameters,
     is_finite,
@@ -145,6 +151,7 @@ class Problem:
 
     @classmethod
     def of(cls, loss, theta, inner, wrt):
+        check_inner(inner)
         names = (wrt,) if isinstance(wrt, str) else tuple(wrt)
         known = ("theta", *parameters_of(inner))
         for name in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -111,6 +112,6 @@ def mlp(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
-        for wide, narrow in zip(sizes, sizes[1:]):
+        for wide, narrow in pairwise(sizes):
             layers += [nn.Linear(wide, narrow, dtype=dtype), activation()]
     return nn.Sequential(*layers[:-1])

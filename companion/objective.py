@@ -17,11 +17,11 @@ from companion.adaptation import (
     adapt,
     adaptation_path,
     check_data,
+    check_inner,
     parameters_of,
 )
 from companion.calculus import (
     Parameters,
-    check_parameters,
     differentiated,
     is_finite,
     is_symbolic,
@@ -274,8 +274,7 @@ def check_tasks(tasks: Tasks, theta: Parameters = None) -> Tasks:
                     "tasks must hold Task(support, query), got "
                     f"{type(task).__name__} in tasks[{index}]"
                 )
-    if theta is not None and not is_symbolic(theta):
-        check_parameters(theta)
+    if theta is not None:
         if isinstance(tasks, TaskBatch):
             check_data(theta, task_data(tasks), "tasks")
         else:
@@ -297,7 +296,8 @@ def per_task(
     where somebody differentiates from outside, a batch goes task by task, as
     does one whose loss cannot be vmapped.
     """
-    data = task_data(tasks)
+    check_inner(inner)
+    data, reason = task_data(tasks), None
     together = isinstance(tasks, TaskBatch) and getattr(
         inner, "vmappable", True
     )
@@ -313,18 +313,19 @@ def per_task(
             )(*data)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
-            warnings.warn(
-                "the loss cannot be computed for all tasks at once, so the "
-                f"tasks go one by one, more slowly; the reason: {reason}",
-                stacklevel=4,
-            )
     results = []
     for index, task in enumerate(tasks):
         try:
             results.append(f(task))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             error.add_note(f"in tasks[{index}]")
             raise
+    if reason:
+        warnings.warn(
+            "the loss cannot be computed for all tasks at once, so the tasks "
+            f"went one by one, more slowly; the reason: {reason}",
+            stacklevel=4,
+        )
     return results
 
 

@@ -95,11 +95,10 @@ def meta_train(
     -----
     A progress bar is shown on a terminal, and nothing anywhere else.
     """
-    if isinstance(iterations, bool) or not isinstance(iterations, int):
-        raise ValueError(f"iterations must be an integer, got {iterations!r}")
-    if iterations < 0:
+    whole = isinstance(iterations, int) and not isinstance(iterations, bool)
+    if not whole or iterations < 0:
         raise ValueError(
-            f"iterations must be a non-negative integer, got {iterations}"
+            f"iterations must be a non-negative integer, got {iterations!r}"
         )
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an int, got {seed!r}")
@@ -147,7 +146,7 @@ def meta_train(
         tasks = sample_tasks(generator)
         values = []
 
-        def closure():
+        def closure(iteration=iteration, tasks=tasks, values=values):
             at, algorithm = here()
             try:
                 value, slope = meta_value_and_gradient(

@@ -11,7 +11,7 @@ import nbval.kernel
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(ROOT / "book/_tools"))
 
 import build as book_build
 

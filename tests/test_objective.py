@@ -91,7 +91,7 @@ def test_the_meta_objective_of_unknown_losses_has_the_maml_gradient():
 def test_no_second_implementation_for_sympy():
     """Adaptation and objective ask for the algebra only to check input."""
     allowed = {
-        "__post_init__", "_path", "_fitting_rate", "check_tasks", "evaluate",
+        "__post_init__", "check_data", "_fitting_rate", "evaluate",
     }  # fmt: skip
     for module in (adaptation, objective):
         tree = ast.parse(inspect.getsource(module))
@@ -257,7 +257,7 @@ def test_a_loss_that_cannot_be_vmapped_falls_back_with_a_warning():
     centres = torch.tensor([[1.0], [-1.0]], dtype=f64)
     batch, theta = TaskBatch(centres, centres), random(1)
     inner = GradientDescent(0.1, 1)
-    with pytest.warns(UserWarning, match="go one by one.*data-dependent"):
+    with pytest.warns(UserWarning, match="went one by one.*data-dependent"):
         value = meta_objective(loss, theta, batch, inner)
     torch.testing.assert_close(
         value, meta_objective(loss, theta, list(batch), inner)

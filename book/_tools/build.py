@@ -1,4 +1,4 @@
-"""Build the book: `python tools/build.py`, from anywhere.
+"""Build the book: `python book/_tools/build.py`, from anywhere.
 
 What `jupyter-book build book -W -n --keep-going` does, and two things that it
 leaves to the author. Its cache of executed notebooks knows the notebooks' own
@@ -18,13 +18,13 @@ from pathlib import Path
 
 from filelock import FileLock
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "_build"
 SITE = BUILD / "html"
 CACHE = BUILD / ".jupyter_cache"
 
 CODE = ("companion", "requirements.txt", "pyproject.toml")
-SOURCES = (*CODE, "book", "_config.yml", "tools/build.py")
+SOURCES = (*CODE, "book", "_config.yml", "book/_tools/build.py")
 IGNORED = {"__pycache__", ".ipynb_checkpoints", "_build"}
 
 

@@ -1,4 +1,4 @@
-"""Run notebooks in place, and drop the pictures: `python tools/notebooks.py`.
+"""Run notebooks in place, and drop the pictures: `python book/_tools/notebooks.py`.
 
 Without arguments all chapters, otherwise the given notebooks. A notebook is
 committed with its outputs, so that a change in what it says shows in the
@@ -16,7 +16,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ("image/png", "image/jpeg")
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 

@@ -1,5 +1,6 @@
 """Inner algorithms against closed forms."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -114,7 +115,7 @@ def test_path_holds_every_iterate_and_ends_where_adapt_does():
     assert len(path) == 5
     assert torch.equal(path[0], theta)
     assert torch.equal(path[-1], adapt(quadratic_loss, theta, (A, c), inner))
-    for before, after in zip(path, path[1:]):
+    for before, after in itertools.pairwise(path):
         torch.testing.assert_close(after, before - 0.5 * A @ (before - c))
 
 

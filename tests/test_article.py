@@ -1,5 +1,6 @@
 """The article's programs as we have them, and as it printed them."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -188,7 +189,7 @@ def test_maml_descends_its_objective():
     for _ in range(20):
         program(tasks, 2)
         values.append(objective())
-    assert all(after < before for before, after in zip(values, values[1:]))
+    assert all(after < before for before, after in itertools.pairwise(values))
 
 
 def test_maml_leaves_frozen_parameters_and_passes_them_on():
@@ -302,7 +303,7 @@ def test_the_meta_objective_can_rise_along_the_flow():
     ]
     # The flow moves to the steep task's optimum, which one step would reach
     # from anywhere, and away from that of the flat one.
-    assert all(after > before for before, after in zip(values, values[1:]))
+    assert all(after > before for before, after in itertools.pairwise(values))
 
 
 def test_the_solution_is_eulers():
@@ -322,7 +323,7 @@ def test_the_solution_tends_to_the_flow_at_order_one():
         abs(solve_meta_learning_ode(1.0, BOWLS, T, dt)[-1] - exact)
         for dt in (2.0**-k for k in range(6, 11))
     ]
-    for coarse, fine in zip(errors, errors[1:]):
+    for coarse, fine in itertools.pairwise(errors):
         assert abs(math.log2(coarse / fine) - 1) < 0.1
 
 

@@ -1,5 +1,7 @@
 """`GradientFlow`: the meta-gradient of the continuous-time inner loop."""
 
+import itertools
+
 import pytest
 import sympy as sp
 import torch
@@ -108,7 +110,7 @@ def test_adjoint_is_forward_on_a_network_and_the_limit_of_small_steps():
         torch.testing.assert_close(
             adjoint[name], forward[name], rtol=1e-7, atol=1e-8
         )
-    slopes = [float(torch.log2(a / b)) for a, b in zip(errors, errors[1:])]
+    slopes = [float(torch.log2(a / b)) for a, b in itertools.pairwise(errors)]
     assert slopes[-1] == pytest.approx(1.0, abs=0.1)
 
 

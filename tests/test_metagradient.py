@@ -249,9 +249,7 @@ def test_the_result_is_detached_and_arguments_are_left_alone(method):
 
     inner = GradientDescent(torch.tensor(0.5, dtype=f64), 2)
     for some in (tasks, list(tasks)):
-        value, slope = meta_value_and_gradient(
-            loss, theta, some, inner, method
-        )
+        value, slope = meta_value_and_gradient(loss, theta, some, inner, method)
         assert not value.requires_grad and not slope["t"].requires_grad
     assert torch.equal(theta["t"], before)
     assert theta["t"].grad is None

@@ -17,6 +17,7 @@ from companion.flow import GradientFlow
 from companion.metagradient import meta_gradient, meta_value_and_gradient
 from companion.models import functional
 from companion.objective import Task, TaskBatch, evaluate, meta_objective
+from companion.proximal import Proximal
 from companion.training import meta_train
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GradientDescent",
     "GradientFlow",
+    "Proximal",
     "Task",
     "TaskBatch",
     "adapt",

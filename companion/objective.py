@@ -317,7 +317,9 @@ def per_task(
     for index, task in enumerate(tasks):
         try:
             results.append(f(task))
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (
+            TypeError, ValueError, ArithmeticError, RuntimeError,
+        ) as error:  # fmt: skip
             error.add_note(f"in tasks[{index}]")
             raise
     if reason:

@@ -1,0 +1,103 @@
+"""The exercises of "Implicit" know their mistakes."""
+
+import pytest
+import sympy as sp
+import torch
+
+from companion import Proximal, gradient, hessian, meta_gradient
+from companion.homework import check, exercises
+from companion.homework._implicit import EXERCISES, with_bugs
+
+PLANTED = [
+    pytest.param(
+        exercise.id, mistake, id=f"{exercise.id}-{mistake.name}-{number}"
+    )
+    for exercise in EXERCISES
+    for number, mistake in enumerate(exercise.mistakes)
+]
+
+
+def test_the_exercises_of_the_chapter_are_registered():
+    assert [e.id for e in EXERCISES] == [f"implicit-{n}" for n in range(1, 6)]
+    assert {e.id for e in EXERCISES} <= set(exercises())
+    assert {e.chapter for e in EXERCISES} == {6}
+
+
+@pytest.mark.parametrize(("exercise", "mistake"), PLANTED)
+def test_every_planted_mistake_gets_its_own_diagnosis(exercise, mistake):
+    verdict = check(exercise, mistake.answer)
+    assert not verdict
+    assert verdict.mistake == mistake.name
+    assert verdict.message == mistake.message
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.id)
+def test_the_solution_passes_and_nothing_passes_for_everything(exercise):
+    assert check(exercise.id, exercise.solution)
+    assert check(exercise.id, None).mistake == "blank"
+    assert not check(exercise.id, "the implicit function theorem")
+
+
+# Right answers, written differently. ----------------------------------------
+
+
+def by_the_companion(loss, theta, phi, task, strength):
+    return meta_gradient(loss, theta, [task], Proximal(strength), "implicit")
+
+
+def by_the_companion_in_the_strength(loss, theta, phi, task, strength):
+    inner = Proximal(strength)
+    return meta_gradient(loss, theta, [task], inner, wrt="strength")
+
+
+def by_an_inverse(loss, theta, phi, task, strength):
+    H = hessian(loss)(phi, task.support)
+    S = torch.linalg.inv(
+        torch.eye(len(theta), dtype=theta.dtype) + H / strength
+    )
+    return S @ gradient(loss)(phi, task.query)
+
+
+def by_the_support_gradient(loss, theta, phi, task, strength):
+    whole = by_an_inverse(loss, theta, phi, task, strength)
+    return whole @ gradient(loss)(phi, task.support) / strength**2
+
+
+@pytest.mark.parametrize("number", [2, 4])
+@pytest.mark.parametrize("answer", [by_the_companion, by_an_inverse])
+def test_the_meta_gradient_may_be_any_algorithm(number, answer):
+    assert check(f"implicit-{number}", answer)
+
+
+@pytest.mark.parametrize(
+    "answer", [by_the_companion_in_the_strength, by_the_support_gradient]
+)
+def test_the_strengths_gradient_may_be_any_algorithm(answer):
+    assert check("implicit-3", answer)
+
+
+def test_the_hand_calculation_may_be_written_out():
+    t1, t2, c1, c2 = sp.symbols("theta_1 theta_2 c_1 c_2", real=True)
+    S = sp.Matrix([[6, -2], [-2, 8]]) / 11
+    answer = S * (S * sp.Matrix([t1, t2]) - sp.Matrix([c1, c2]))
+    assert check("implicit-1", answer.expand())
+
+
+def test_the_jump_may_be_written_with_two_roots():
+    a, b, strength = sp.symbols("a b lambda", positive=True)
+    assert check("implicit-5", 2 * sp.sqrt(b - strength) / sp.sqrt(a))
+
+
+def test_the_bugs_of_the_page_are_all_there():
+    verdict = check(
+        "implicit-4", with_bugs(damping=True, start=True, short=True)
+    )
+    assert verdict.mistake == "damping+hessian-at-theta+unfinished"
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_factor_is_recognised(number):
+    right = exercises()[f"implicit-{number}"].solution
+    verdict = check(f"implicit-{number}", lambda *x: 3 * right(*x))
+    assert not verdict
+    assert number == 3 or verdict.mistake == "factor"

@@ -462,7 +462,10 @@ def _vanishes_at_points(difference, scale):
 
         def size(matrix, point=point):
             entries = matrix.subs(point).doit().evalf(30)
-            return max(abs(complex(z)) for z in entries)
+            sizes = [abs(complex(z)) for z in entries]
+            if not np.isfinite(sizes).all():
+                raise ValueError("a pole")
+            return max(sizes)
 
         try:
             off, whole = size(difference), size(scale)

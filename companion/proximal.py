@@ -55,8 +55,8 @@ class Proximal:
         a quadratic loss a sympy expression.
     tolerance
         The inner problem is solved when ‖∇L(φ) + λ(φ - θ)‖ is at most
-        ``tolerance`` times ‖∇L(θ)‖ + λ‖θ‖, the linear system when its residual
-        is at most ``tolerance`` times its right-hand side. By default
+        ``tolerance`` times ‖∇L(θ)‖ + λ‖θ‖ + λ‖φ‖, the linear system when its
+        residual is at most ``tolerance`` times its right-hand side. By default
         ε^0.7 with the ε of the dtype: 1e-11 in float64, 1e-5 in float32.
     max_steps
         Newton steps for the inner problem, after which it gives up.
@@ -292,11 +292,11 @@ def _minimise(system, each, theta, strength, *tensors):
             "the support loss or its gradient is not finite at theta, where "
             "the inner problem starts"
         )
-    scale = g.norm(dim=1) + strength[:, 0] * theta.norm(dim=1)
-    goal = system.tolerance(theta.dtype) * scale
+    start = g.norm(dim=1) + strength[:, 0] * theta.norm(dim=1)
     for step in range(inner.max_steps + 1):
         size = g.norm(dim=1)
-        left = size > goal
+        scale = start + strength[:, 0] * phi.norm(dim=1)
+        left = size > system.tolerance(theta.dtype) * scale
         if not left.any():
             if step == 0:
                 _look_for_negative_curvature(system, each, phi, strength[:, 0],

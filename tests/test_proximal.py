@@ -316,6 +316,12 @@ def test_a_maximum_is_not_taken_for_a_solution():
     assert float(strong) == 0
 
 
+def test_a_start_beside_the_hilltop_ends_in_the_well_on_its_side():
+    for side in (1.0, -1.0):
+        found = adapt(well, tensor([1e-9 * side]), None, Proximal(0.5))
+        close(found, tensor([side * 0.5**0.5]), rtol=1e-8)
+
+
 def test_an_unfinished_inner_problem_raises_with_its_residual():
     inner = Proximal(0.01, max_steps=1)
     with pytest.raises(ConvergenceError, match="1 Newton steps") as caught:

@@ -85,8 +85,9 @@ def build() -> Path:
         if not (holds(stamp, sources) and (SITE / "index.html").is_file()):
             stamp.unlink(missing_ok=True)
             drop_stale_cache()
-            # A page that is no longer in the book would stay otherwise.
+            # Pages and names that are no longer in the book would stay.
             shutil.rmtree(SITE, ignore_errors=True)
+            shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
             subprocess.run(
                 [
                     *(jupyter_book(), "build", "book"),

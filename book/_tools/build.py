@@ -66,6 +66,15 @@ def jupyter_book() -> str:
     return shutil.which("jupyter-book", path=beside) or "jupyter-book"
 
 
+def kernel_settings() -> Path:
+    """Settings for the kernels: a machine's own loopback needs no warning."""
+    profile = BUILD / ".ipython" / "profile_default"
+    profile.mkdir(parents=True, exist_ok=True)
+    settings = profile / "ipython_kernel_config.py"
+    settings.write_text('get_config().IPKernelApp.log_level = "ERROR"\n')
+    return profile.parent
+
+
 def build() -> Path:
     """Build the site if anything it is made of has changed.
 
@@ -94,7 +103,9 @@ def build() -> Path:
                     *("--all", "-W", "-n", "--keep-going"),
                 ],
                 cwd=ROOT,
-                env={"OMP_NUM_THREADS": "1"} | os.environ,
+                env={"OMP_NUM_THREADS": "1"}
+                | os.environ
+                | {"IPYTHONDIR": str(kernel_settings())},
                 check=True,
             )
             stamp.write_text(sources)

@@ -312,7 +312,11 @@ def _remaining(flags):
     left = [_BUG[bug] for bug, there in flags.items() if there]
     return Mistake(
         "+".join(name for name, _ in left),
-        ("one bug is left: " if len(left) == 1 else f"{len(left)} are left:\n  ")
+        (
+            "one bug is left: "
+            if len(left) == 1
+            else f"{len(left)} are left:\n  "
+        )
         + ";\n  ".join(text for _, text in left)
         + ".",
         with_bugs(**flags),

@@ -5,7 +5,8 @@ An inner algorithm is anything with a method
     path(loss, theta, data) -> iterator over θ_0 = theta, θ_1, ..., θ_K = θ'
 
 so momentum, Adam or per-step rates are a few lines of the reader's own (the
-book does it in the section *In practice* of the chapter "The chain rule").
+chapter "The chain rule" writes three such algorithms in its section
+*Differentiating the inner algorithm itself*).
 `GradientDescent` is the one that MAML uses.
 """
 

@@ -143,8 +143,8 @@ def meta_learning_ode(theta: Any, t: float, tasks: Iterable[GradientTask]):
     is taken at θ, not after adapting; so the flow descends the joint loss
     Σ_i L_i, its equilibria are the stationary points of that loss, and the
     meta-objective may well increase along it. The flow of the meta-objective
-    needs the tasks' losses: `companion.meta_gradient` is its right-hand side,
-    and ``companion.dynamics.meta_flow`` will be the flow.
+    needs the tasks' losses: its right-hand side is minus what
+    `companion.meta_gradient` returns.
 
     Parameters
     ----------

@@ -68,7 +68,9 @@ def meta_gradient(
         * ``"first_order"``: FOMAML, the query gradient ∇L^q(θ_K);
         * ``"reptile"``: (θ - θ_K)/α, the sum of the K inner gradients; the
           query data do not enter. With one step it is the plain gradient;
-        * ``"finite_difference"``: central differences of F, the slow referee.
+        * ``"finite_difference"``: central differences of F, the slow referee;
+        * ``"adjoint"``: another name for ``"reverse"`` with `GradientFlow`,
+          whose reverse mode it is.
     wrt
         ``"theta"``, the name of a parameter of ``inner`` such as ``"lr"``, or
         a tuple of such names. First-order estimates know only ``"theta"``.
@@ -77,8 +79,8 @@ def meta_gradient(
     -------
     Parameters
         Structured as ``theta`` (or as the named parameter); for a tuple
-        ``wrt`` a named tuple of them, in its order. Detached, unless computed inside a
-        `torch.func` transform, where it is differentiable.
+        ``wrt`` a named tuple of them, in its order. Detached, unless computed
+        inside a `torch.func` transform, where it is differentiable.
 
     Raises
     ------

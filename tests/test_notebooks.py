@@ -211,8 +211,9 @@ def test_chapter_has_exercises_with_solutions_that_are_checked(path):
 
 
 @each(CHAPTERS)
-def test_chapter_says_when_it_fails_and_who_was_first(path):
+def test_chapter_has_a_practice_exercises_and_notes(path):
     headings = re.findall(r"^##+ (.+)$", prose(path), re.MULTILINE)
+    assert any(heading.startswith("In practice") for heading in headings)
     assert any("Exercise" in heading for heading in headings)
     assert any(heading.startswith("Notes") for heading in headings)
 

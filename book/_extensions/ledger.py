@@ -14,7 +14,6 @@ import html
 import json
 import re
 from collections.abc import Iterator
-from copy import deepcopy
 from typing import Any, ClassVar
 
 from docutils import nodes
@@ -502,7 +501,7 @@ class Rows(SphinxPostTransform):
 
     def bare(self, node):
         """A copy that is at home on this page, and is nobody's target."""
-        copy = deepcopy(node)
+        copy = node.deepcopy()  # not copy.deepcopy: that copies the parents
         if not isinstance(copy, nodes.Element):
             return copy
         for part in list(copy.findall(nodes.Element)):

@@ -66,6 +66,15 @@ def jupyter_book() -> str:
     return shutil.which("jupyter-book", path=beside) or "jupyter-book"
 
 
+def kernel_settings() -> Path:
+    """Settings for the kernels: a machine's own loopback needs no warning."""
+    profile = BUILD / ".ipython" / "profile_default"
+    profile.mkdir(parents=True, exist_ok=True)
+    settings = profile / "ipython_kernel_config.py"
+    settings.write_text('get_config().IPKernelApp.log_level = "ERROR"\n')
+    return profile.parent
+
+
 def build() -> Path:
     """Build the site if anything it is made of has changed.
 
@@ -85,15 +94,18 @@ def build() -> Path:
         if not (holds(stamp, sources) and (SITE / "index.html").is_file()):
             stamp.unlink(missing_ok=True)
             drop_stale_cache()
-            # A page that is no longer in the book would stay otherwise.
+            # Pages and names that are no longer in the book would stay.
             shutil.rmtree(SITE, ignore_errors=True)
+            shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
             subprocess.run(
                 [
                     *(jupyter_book(), "build", "book"),
                     *("--all", "-W", "-n", "--keep-going"),
                 ],
                 cwd=ROOT,
-                env={"OMP_NUM_THREADS": "1"} | os.environ,
+                env={"OMP_NUM_THREADS": "1"}
+                | os.environ
+                | {"IPYTHONDIR": str(kernel_settings())},
                 check=True,
             )
             stamp.write_text(sources)

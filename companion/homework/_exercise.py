@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import numbers
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,9 +97,14 @@ class Verdict:
         return self.passed
 
     def __str__(self) -> str:
-        if self.passed:
-            return f"✓ {self.exercise}: {self.message}"
-        return f"✗ {self.exercise}: {self.message}\n  Read: {self.read}"
+        mark = "✓" if self.passed else "✗"
+        lines = [f"{mark} {self.exercise}: {self.message}"]
+        if not self.passed:
+            lines.append(f"  Read: {self.read}")
+        # Narrow enough for a notebook's column.
+        return "\n".join(
+            textwrap.fill(line, 76, subsequent_indent="  ") for line in lines
+        )
 
     def _ipython_display_(self):
         """Nothing: `check` has shown it already."""
@@ -143,6 +149,9 @@ def judge(exercise: Exercise, answer: Any) -> Verdict:
         return verdict(False, wrong.name, str(wrong))
     if given.mutates:
         return verdict(False, "mutates", _MUTATES)
+    strange = _strange_symbols(exercise, results, right.results)
+    if strange is not None:
+        return verdict(False, *strange)
     of_function = exercise.instances is not None
     return verdict(False, *_unknown(results, right.results, rtol, of_function))
 
@@ -349,6 +358,12 @@ def _fitted(given, right):
 def _misfit(given, right):
     """Why two lists of results cannot be compared, or None."""
     for a, b in zip(given, right):
+        if isinstance(a, tuple) and len(a) == 1 and not isinstance(b, tuple):
+            return _Wrong(
+                "one-entry",
+                "the answer is a tuple with one entry; take its [0], as of "
+                "what torch.autograd.grad and a vjp return.",
+            )
         if tree_structure(a) != tree_structure(b):
             return _Wrong(
                 "structure",
@@ -356,6 +371,12 @@ def _misfit(given, right):
                 f"{_describe(a)} in the place of {_describe(b)}.",
             )
         for x, y in zip(tree_leaves(a), tree_leaves(b)):
+            if isinstance(x, (str, bool)) and not isinstance(y, (str, bool)):
+                return _Wrong(
+                    "wrong-type",
+                    f"the answer is {x!r}; wanted is a number or an "
+                    "expression.",
+                )
             if _shape(x) != _shape(y):
                 return _Wrong(
                     "shape",
@@ -476,6 +497,34 @@ def _vanishes_at_points(difference, scale):
     return True
 
 
+def _strange_symbols(exercise, results, right):
+    """What is wrong with an expression's symbols, if anything."""
+
+    def names(tree):
+        return {
+            s.name
+            for x in tree_leaves(tree)
+            if isinstance(x, (sp.Basic, sp.MatrixBase))
+            for s in x.free_symbols
+        }
+
+    if any(
+        isinstance(x, np.ndarray) and isinstance(y, sp.Expr)
+        for x, y in zip(tree_leaves(results), tree_leaves(right))
+    ):
+        return "constant", "the answer is a number; wanted is an expression."
+    # The mistakes' symbols too, so that nothing is told of the solution's.
+    answers = [exercise.solution, *(m.answer for m in exercise.mistakes)]
+    known = names(answers)
+    strange = names(results) - known
+    if not known or not strange:
+        return None
+    return "symbols", (
+        f"the answer has the symbols {', '.join(sorted(strange))}; the "
+        f"question's are among {', '.join(sorted(known))}."
+    )
+
+
 def _unknown(given, right, rtol, of_function):
     """What can be said of a wrong answer whose mistake nobody has listed.
 
@@ -485,6 +534,11 @@ def _unknown(given, right, rtol, of_function):
     nothing = "not right, and not a mistake that is known here"
     leaves = [tree_leaves(given), tree_leaves(right)]
     if not all(isinstance(z, np.ndarray) for zs in leaves for z in zs):
+        signed = (np.ndarray, sp.Expr, sp.MatrixBase)
+        if all(isinstance(z, signed) for z in leaves[0]) and _all_close(
+            [-z for z in leaves[0]], leaves[1], rtol
+        ):
+            return "sign", "the answer has the wrong sign."
         return None, f"{nothing}."
     x, y = (
         np.concatenate([z.ravel().astype(float) for z in zs]) for zs in leaves
@@ -509,6 +563,5 @@ def _unknown(given, right, rtol, of_function):
 
 def _brief(error):
     """An exception in one line."""
-    text = str(error).strip().splitlines()
-    text = text[0] if text else ""
-    return f"{type(error).__name__}: {text[:200]}".rstrip(": ") + "."
+    text = textwrap.shorten(str(error), 200, placeholder=" …")
+    return f"{type(error).__name__}: {text}".rstrip(": .") + "."

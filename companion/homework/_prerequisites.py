@@ -87,18 +87,62 @@ def _bowl(theta):
     return (theta[0] * theta[1] ** 2 + theta[0] ** 2) / 2
 
 
+class _Watching(torch.nn.Module):
+    """A loss whose state tells whether theta has come to require gradients.
+
+    Values cannot tell: ``theta.requires_grad_()`` leaves them as they are.
+    """
+
+    def __init__(self, function, theta):
+        super().__init__()
+        self.function, self.theta = function, theta
+
+    def forward(self, theta):
+        return self.function(theta)
+
+    def get_extra_state(self):
+        return torch.tensor(self.theta.requires_grad)
+
+
 def _losses():
     theta = torch.tensor([0.7, -0.4], dtype=torch.float64)
-    return [(_wave, theta, 0.3), (_bowl, theta + 0.5, 0.2)]
+    return [
+        (_Watching(function, start), start, lr)
+        for function, start, lr in (
+            (_wave, theta, 0.3),
+            (_bowl, theta + 0.5, 0.2),
+        )
+    ]
+
+
+def _in_place(answer):
+    def marking(loss, theta, lr):
+        return answer(loss, theta.requires_grad_(), lr)
+
+    return marking
 
 
 _THROUGH = (
     Mistake(
         "first-order",
-        "the graph was cut at the inner gradient, so its derivative is "
-        "missing: create_graph=True was left out, or detach, .data or "
-        "no_grad stand in between.",
+        "the derivative of the inner gradient is missing. Either the graph "
+        "was cut there (create_graph=True was left out, or detach, .data or "
+        "no_grad stand in between), or all was recorded and the outer "
+        "gradient was taken with respect to θ - α∇L(θ), not to θ.",
         _first_order,
+    ),
+    Mistake(
+        "requires-grad-in-place",
+        "the value is right, but requires_grad_() has marked the caller's own "
+        "theta; work on a copy, theta.clone().requires_grad_().",
+        _in_place(_through),
+    ),
+    Mistake(
+        "requires-grad-in-place",
+        "requires_grad_() has marked the caller's own theta (work on a copy, "
+        "theta.clone().requires_grad_()), and the derivative of the inner "
+        "gradient is missing.",
+        _in_place(_first_order),
     ),
     Mistake(
         "gradient-at-theta",

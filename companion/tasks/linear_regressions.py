@@ -83,9 +83,14 @@ def linear_regressions(
 
     Parameters
     ----------
-    n_tasks, shots, query_shots, dim
-        How many tasks to draw, the m examples each adapts on, the q examples
-        it is judged on, and the length of w.
+    n_tasks
+        How many tasks to draw.
+    shots
+        m, the number of examples that each task adapts on.
+    query_shots
+        q, the number of examples that it is judged on.
+    dim
+        The length of w.
     spread
         The standard deviation σ_w of the weights' coordinates: w_i is
         N(0, spread² I).

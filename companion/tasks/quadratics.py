@@ -67,8 +67,10 @@ def quadratics(
 
     Parameters
     ----------
-    n_tasks, dim
-        How many tasks to draw, and the length of θ.
+    n_tasks
+        How many tasks to draw.
+    dim
+        The length of θ.
     seed
         An int, or a ``torch.Generator``, which is advanced.
     eigenvalues

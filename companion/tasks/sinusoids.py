@@ -48,8 +48,10 @@ def sinusoids(
     ----------
     n_tasks
         How many tasks to draw.
-    shots, query_shots
-        How many points each task adapts on, and is judged on.
+    shots
+        How many points each task adapts on.
+    query_shots
+        How many points it is judged on.
     seed
         An int, or a ``torch.Generator``, which is advanced. The same seed
         gives the same tasks, rounded to ``dtype``.

@@ -69,8 +69,8 @@ def meta_gradient(
         * ``"reptile"``: (θ - θ_K)/α, the sum of the K inner gradients; the
           query data do not enter. With one step it is the plain gradient;
         * ``"finite_difference"``: central differences of F, the slow referee;
-        * ``"adjoint"``: another name for ``"reverse"`` with `GradientFlow`,
-          whose reverse mode it is.
+        * ``"adjoint"``, ``"implicit"``: other names for ``"reverse"`` with
+          `GradientFlow` and `Proximal`, whose reverse modes they are.
     wrt
         ``"theta"``, the name of a parameter of ``inner`` such as ``"lr"``, or
         a tuple of such names. First-order estimates know only ``"theta"``.

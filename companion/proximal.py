@@ -77,7 +77,7 @@ class Proximal:
     -----
     The book's ``thm-implicit``; Rajeswaran, Finn, Kakade & Levine (2019).
     Newton's method with truncated conjugate gradients and backtracking
-    (Nocedal & Wright 2006, algorithm 7.1) starts at θ; where L is not convex
+    (see Nocedal & Wright 2006) starts at θ; where L is not convex
     it ends in a local minimum. Memory does not grow with its steps. What the
     loss closes over is a constant to the derivative; the data are not.
     """

@@ -143,8 +143,9 @@ def meta_learning_ode(theta: Any, t: float, tasks: Iterable[GradientTask]):
     is taken at θ, not after adapting; so the flow descends the joint loss
     Σ_i L_i, its equilibria are the stationary points of that loss, and the
     meta-objective may well increase along it. The flow of the meta-objective
-    needs the tasks' losses: its right-hand side is minus what
-    `companion.meta_gradient` returns.
+    needs the tasks' Hessians along the inner steps, or losses that can be
+    differentiated twice: its right-hand side is minus what
+    `companion.meta_gradient`, which takes losses, returns.
 
     Parameters
     ----------
@@ -168,9 +169,11 @@ def meta_learning_ode(theta: Any, t: float, tasks: Iterable[GradientTask]):
 
     Notes
     -----
-    The sum over tasks is the article's. Its price: the curvatures add up, so
-    that N tasks allow an explicit step N times smaller than their mean would,
-    h < 2 / λ_max(Σ_i H_i).
+    The sum over tasks is the article's. Its price: the curvatures add up. For
+    quadratic losses with Hessians A_i, whose sum A is positive definite,
+    Euler's method converges from every start just when its step is positive
+    and below 2/‖A‖, where ‖A‖ is the largest eigenvalue of A; for the mean of
+    N tasks the bound is N times as large (the book's ``prop-stable-step``).
     """
     velocity = None
     for task in tasks:
@@ -221,7 +224,7 @@ def solve_meta_learning_ode(
     ValueError
         If there are no tasks, T is negative, ``dt`` is not positive, or the
         states overflow, as they do when ``dt`` is too large for the sum over
-        tasks: Euler is stable for dt < 2 / λ_max(Σ_i H_i).
+        tasks (see `meta_learning_ode`).
     """
     if not (0 <= T < math.inf):
         raise ValueError(f"T must be a finite time of at least 0, got {T!r}")

@@ -133,13 +133,37 @@ def test_a_rate_may_be_found_by_any_search():
 def test_every_bug_of_the_search_changes_the_rate_it_finds():
     exercise = exercises()["objective-3"]
     found = [
-        tuple(answer(*given) for given in exercise.instances())
+        str([answer(*given) for given in exercise.instances()])
         for answer in (
             exercise.solution,
             *(mistake.answer for mistake in exercise.mistakes),
         )
     ]
     assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("extreme", [min, max])
+def test_no_rate_is_the_best_or_the_worst_by_its_place(extreme):
+    for loss, theta, tasks, rates in exercises()["objective-3"].instances():
+
+        def judged(lr, loss=loss, theta=theta, tasks=tasks):
+            return float(
+                meta_objective(loss, theta, tasks, GradientDescent(lr, 1))
+            )
+
+        assert extreme(rates, key=judged) not in (rates[0], rates[-1])
+
+
+def test_a_search_in_which_nothing_adapts_is_told_so():
+    def never_adapts(loss, theta, tasks, rates):
+        def judged(lr):
+            return float(sum(loss(theta, task.query) for task in tasks))
+
+        return min(rates, key=judged)
+
+    verdict = check("objective-3", never_adapts)
+    assert verdict.mistake == "first-rate"
+    assert "nothing adapts" in verdict.message
 
 
 def test_a_leaking_search_agrees_on_a_single_task():
@@ -164,6 +188,38 @@ def test_a_leaking_search_agrees_on_a_single_task():
 )
 def test_a_disagreement_may_be_any_that_is_one(answer):
     assert check("objective-4", answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "mistake"),
+    [
+        ((0.55, 0.2, 1.0, 1, 1), "not-four-numbers"),
+        ((0.55, 0.2, 1.0), "not-four-numbers"),
+        (((0.55, 0.2), (1.0, 1)), "not-four-numbers"),
+        ([[0.55, 0.2, 1.0, 1]], "not-four-numbers"),
+        (0.55, "not-four-numbers"),
+        (torch.ones(4, 2), "not-four-numbers"),
+        (sp.symbols("a b c d"), "not-four-numbers"),
+        ("1111", "not-four-numbers"),
+        (lambda: (0.55, 0.2, 1.0, 1), "not-four-numbers"),
+        ((0.55, 0.2, float("nan"), 1), "not-four-numbers"),
+        ((0.55, 0.2, 1.0, float("inf")), "not-four-numbers"),
+        ((-0.2, -0.55, -1.0, 1), "not-positive"),
+    ],
+)
+def test_what_cannot_be_a_disagreement_is_told_what_is_wanted(answer, mistake):
+    verdict = check("objective-4", answer)
+    assert verdict.mistake == mistake
+    assert "Error" not in verdict.message
+
+
+@pytest.mark.parametrize(
+    "answer", [0.5, 0.0, torch.tensor(0.7), sp.Rational(1, 3)]
+)
+def test_a_number_is_not_the_rate_of_k_steps(answer):
+    verdict = check("objective-5", answer)
+    assert verdict.mistake == "constant"
+    assert "wanted is an expression" in verdict.message
 
 
 def test_the_rate_of_k_steps_may_be_written_with_exponentials():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import sympy as sp
@@ -22,7 +23,13 @@ __all__ = ["EXERCISES"]
 _a, _c, _alpha, _K, _theta = sp.symbols("a c alpha K theta")
 _slope = _a * (_theta - _c)
 
-article_1 = Exercise(
+# Of answers without K, which may have lost it to a number of that name.
+_NO_K = (
+    "the answer has no K. If you wrote one, K was a number, left over from an "
+    "earlier cell: define the symbols first."
+)
+
+_quadratic = Exercise(
     id="article-1",
     title="The listing on a quadratic",
     chapter=1,
@@ -39,18 +46,20 @@ article_1 = Exercise(
         Mistake(
             "gradient-at-theta",
             "this is the gradient at θ, before adapting: joint training. The "
-            "listing takes it at the adapted parameters.",
+            "listing takes it at the adapted parameters. And " + _NO_K,
             _slope,
         ),
         Mistake(
             "one-step",
-            "this is right for one step only; the listing takes K.",
+            "this is right for one step only; the listing takes K. And "
+            + _NO_K,
             _slope * (1 - _alpha * _a),
         ),
         Mistake(
             "one-step-objective",
             "this differentiates the article's formula, which has one step, "
-            "and it differentiates it exactly; the program does neither.",
+            "and it differentiates it exactly; the program does neither. And "
+            + _NO_K,
             _slope * (1 - _alpha * _a) ** 2,
         ),
         Mistake(
@@ -77,12 +86,41 @@ article_1 = Exercise(
             (_theta - _c) * (1 - _alpha * _a) ** _K,
         ),
         Mistake(
+            "adapted-parameters",
+            "this is θ_K, where the inner loop arrives; asked is the gradient "
+            "of the loss there.",
+            _c + (_theta - _c) * (1 - _alpha * _a) ** _K,
+        ),
+        Mistake(
+            "loss",
+            "this is the loss at θ_K, the value of the meta-objective; asked "
+            "is the gradient that the listing computes.",
+            _a * (_theta - _c) ** 2 * (1 - _alpha * _a) ** (2 * _K) / 2,
+        ),
+        Mistake(
             "sign",
             "this is the step downhill; asked is the gradient.",
             -_slope * (1 - _alpha * _a) ** _K,
         ),
     ),
 )
+
+
+def _in_K(answer):
+    """None when right; an answer without K is told so, whatever else it is."""
+    verdict = judge(_quadratic, answer)
+    if verdict:
+        return None
+    name, message = verdict.mistake, verdict.message
+    without_K = isinstance(answer, sp.Expr) and "K" not in {
+        symbol.name for symbol in answer.free_symbols
+    }
+    if without_K and name in (None, "sign"):
+        name, message = "no-K", _NO_K
+    return Mistake(name, message, None)
+
+
+article_1 = replace(_quadratic, accept=_in_K)
 
 
 # article-2: mend the inner loop. --------------------------------------------
@@ -163,7 +201,7 @@ def _without_alpha(loss, theta, support, query, lr, steps):
     return slope
 
 
-article_2 = Exercise(
+_loop = Exercise(
     id="article-2",
     title="Mend the inner loop",
     chapter=1,
@@ -280,14 +318,34 @@ article_2 = Exercise(
 )
 
 
+def _mends(answer):
+    """None when a loop is right and the caller's theta is as it was."""
+    verdict = judge(_loop, answer)
+    if not verdict:
+        return Mistake(verdict.mistake, verdict.message, None)
+    problem = _mending()[0]
+    answer(*problem)
+    if problem[1].requires_grad:
+        return Mistake(
+            "requires-grad-on-argument",
+            "the gradient is right, but the caller's theta requires gradients "
+            "afterwards: call requires_grad_() on a clone.",
+            None,
+        )
+    return None
+
+
+article_2 = replace(_loop, accept=_mends)
+
+
 # article-3: find the bugs in the ODE listing. -------------------------------
 
 
 def _solver(field, theta0, T, dt):
     theta = np.array(theta0, dtype=float)
     states, steps = [theta], math.ceil(T / dt - 1e-9)
-    for k in range(steps):
-        theta = theta + min(dt, T - k * dt) * field(theta)
+    for _ in range(steps):
+        theta = theta + T / steps * field(theta)
         states.append(theta)
     return np.array(states)
 
@@ -317,6 +375,11 @@ def _as_float(theta0):
     return np.array(theta0, dtype=float)
 
 
+def _equal_steps(T, dt):
+    steps = math.ceil(T / dt - 1e-9)
+    return [T / steps] * steps
+
+
 def _whole_steps_past(T, dt):
     return [dt for _ in np.arange(0, T, dt)]
 
@@ -325,15 +388,45 @@ def _whole_steps_short(T, dt):
     return [dt] * int(T / dt + 1e-9)
 
 
-def _steps_to_end(T, dt):
+def _last_shorter(T, dt):
     return [min(dt, T - t) for t in np.arange(0, T, dt)]
+
+
+def _while_shorter(T, dt):
+    t = 0.0
+    while t < T:
+        yield min(dt, T - t)
+        t += dt
+
+
+def _equal_by(count):
+    return lambda T, dt: [T / count(T, dt)] * count(T, dt)
+
+
+def _whole_ends(T, dt):
+    t = 0.0
+    steps = math.ceil(T / dt - 1e-9)
+    while t < T:
+        yield T / steps
+        t += T / steps
 
 
 _ALIASING = (
     "every row is the same state: theta += ... changes the one array that all "
     "rows refer to. Make a new array in every step."
 )
-_ANY_TIMES = (_whole_steps_past, _steps_to_end, _whole_steps_short)
+_LONG = (
+    "you take fewer steps than T/dt, so each is longer than dt: round T/dt up."
+)
+_ROUNDING = (
+    "right where T/dt comes out exactly, wrong by a step where it does not: "
+    "2.1/0.3 is a little more than 7 in floating point, and ten times 0.1, "
+    "added up, a little less than 1. Count the steps first, with some room "
+    "for rounding, and loop over the count."
+)
+_ANY_TIMES = (
+    _equal_steps, _whole_steps_past, _last_shorter, _whole_steps_short,
+)  # fmt: skip
 
 
 def _solver_mistakes():
@@ -350,25 +443,53 @@ def _solver_mistakes():
         )
         yield Mistake(
             "overwrites-start",
-            "the rows are right, but theta += ... overwrites the caller's "
-            "theta0. Start from a copy, in floating point.",
+            "theta += ... overwrites the caller's theta0. Start from a copy, "
+            "in floating point.",
             _wrong_solver(
                 start=_as_given, in_place=True, times=times, keep=np.copy
             ),
         )
-    for start in (_as_float,):
-        yield Mistake(
+    for name, message, times in (
+        (
             "overshoot",
-            "the last step goes past T: arange(0, T, dt) counts whole steps. "
-            "Shorten the last one.",
-            _wrong_solver(start=start, in_place=False, times=_whole_steps_past),
-        )
-        yield Mistake(
-            "stops-short",
-            "the solution ends before T: a last, shorter step is missing.",
-            _wrong_solver(
-                start=start, in_place=False, times=_whole_steps_short
+            (
+                "the last step goes past T: arange(0, T, dt) counts whole steps. "
+                "Take as many, all of them T divided by their number."
             ),
+            _whole_steps_past,
+        ),
+        (
+            "stops-short",
+            "the solution ends before T: round T/dt up, and divide T by that.",
+            _whole_steps_short,
+        ),
+        (
+            "last-step-shortened",
+            (
+                "you shorten the last step only; asked are equal steps, T divided "
+                "by their number."
+            ),
+            _last_shorter,
+        ),
+        (
+            "steps-too-long",
+            _LONG,
+            _equal_by(lambda T, dt: int(T / dt + 1e-9)),
+        ),
+        ("steps-too-long", _LONG, _equal_by(lambda T, dt: round(T / dt))),
+        (
+            "step-too-many",
+            (
+                "you take a step more than needed: where dt divides T, T/dt is "
+                "the number of steps."
+            ),
+            _equal_by(lambda T, dt: int(T / dt + 1e-9) + 1),
+        ),
+    ):
+        yield Mistake(
+            name,
+            message,
+            _wrong_solver(start=_as_float, in_place=False, times=times),
         )
     yield Mistake(
         "start-left-out",
@@ -389,6 +510,19 @@ def _solver_mistakes():
     )
 
 
+def _rounding_mistakes():
+    for times in (
+        _equal_by(lambda T, dt: math.ceil(T / dt)),
+        _equal_by(lambda T, dt: len(np.arange(0, T, dt))),
+        _whole_ends,
+    ):
+        yield Mistake(
+            "rounding",
+            _ROUNDING,
+            _wrong_solver(start=_as_float, in_place=False, times=times),
+        )
+
+
 def _field(theta):
     return np.array([1.0, -2.0]) - np.array([[1.0, 2.0], [-1.0, 0.5]]) @ theta
 
@@ -397,127 +531,141 @@ def _solving():
     return [
         (_field, np.array([0.5, -1.0]), 1.0, 0.375),
         (_field, np.array([2.0, 1.0]), 1.0, 0.25),
+        (_field, np.array([1.0, 0.5]), 1.125, 0.5),
     ]
 
 
-_SECTION_ODE = "Chapter 1, the section on the second program."
 _floats = Exercise(
     id="article-3",
     title="Find the bugs in the solver",
     chapter=1,
-    read=_SECTION_ODE,
+    read="Chapter 1, the section on the second program.",
     solution=_solver,
     instances=_solving,
     mistakes=tuple(_solver_mistakes()),
 )
-_integers = Exercise(
-    id="article-3",
-    title="Find the bugs in the solver",
-    chapter=1,
-    read=_SECTION_ODE,
-    solution=_solver,
+_rounded = replace(
+    _floats,
+    instances=lambda: [
+        (_field, np.array([2.0, 1.0]), 2.1, 0.3),
+        (_field, np.array([2.0, 1.0]), 1.0, 0.1),
+    ],
+    mistakes=(),
+)
+_integers = replace(
+    _floats,
     instances=lambda: [(_field, np.array([3, -1]), 0.5, 0.375)],
+    mistakes=(),
 )
 
 
 def _solves(answer):
     """None when a solver is mended, else the first mistake found.
 
-    Integers come second: a program that stops there could show nothing else.
+    The plain cases come first: a program that stops at integers or takes a
+    step too many by rounding could show nothing else.
     """
     verdict = judge(_floats, answer)
     if not verdict:
         return Mistake(verdict.mistake, verdict.message, None)
-    verdict = judge(_integers, answer)
-    if not verdict:
+    if not judge(_integers, answer):
         return Mistake(
             "integer-start",
             "right for a start in floating point, wrong for one of integers: "
             "convert theta0 to floating point first.",
             None,
         )
+    if not judge(_rounded, answer):
+        return Mistake("rounding", _ROUNDING, None)
     return None
 
 
-article_3 = Exercise(
-    id="article-3",
-    title="Find the bugs in the solver",
-    chapter=1,
-    read=_SECTION_ODE,
-    solution=_solver,
+article_3 = replace(
+    _floats,
+    instances=None,
+    mistakes=_floats.mistakes + tuple(_rounding_mistakes()),
     accept=_solves,
 )
 
 
-# article-4: the best rate for K steps. --------------------------------------
+# article-4: the best rate when some of the query is support. -----------------
 
 _m, _sigma, _sigma_w = sp.symbols("m sigma sigma_w")
-_signal = _sigma_w**2 / (_sigma_w**2 + _sigma**2 / _m)
+_share = sp.symbols("share")
+_signal, _noise = _sigma_w**2, _sigma**2 / _m
+
+
+def _leaky(signal=_signal, noise=_noise, share=_share):
+    return (signal + share * noise) / (signal + noise)
+
 
 article_4 = Exercise(
     id="article-4",
-    title="The best rate for K steps",
+    title="A leaky split",
     chapter=1,
     read="Chapter 1, the section on judging a task by the data it learned.",
-    solution=1 - (1 - _signal) ** (1 / _K),
+    solution=_leaky(),
     mistakes=(
         Mistake(
             "support-for-query",
-            "α = 1 fits the support data best: it is the optimum when the "
-            "same data judge, that is memorisation.",
+            "α = 1 is best where the support data alone judge, that is "
+            "memorisation; here they are a share of the query.",
             sp.Integer(1),
         ),
         Mistake(
-            "one-step",
-            "this is right for K = 1; after K steps the part still to go is "
-            "(1 - α)^K.",
-            _signal,
+            "leak-ignored",
+            "this is the best rate on fresh data; the share of the query "
+            "that is support pulls it towards 1.",
+            _leaky(share=0),
         ),
         Mistake(
-            "steps-as-one-long-step",
-            "K steps of rate α are not one step of rate Kα: they go the part "
-            "1 - (1 - α)^K of the way.",
-            _signal / _K,
+            "shares-swapped",
+            "the share is that of the support's own data; you gave it to the "
+            "fresh data.",
+            _leaky(share=1 - _share),
+        ),
+        Mistake(
+            "noise-left-out",
+            "on the support's own data the distance to go has noise in it, "
+            "too: its mean square is σ_w² + σ²/m.",
+            _signal / (_signal + (1 - _share) * _noise),
+        ),
+        Mistake(
+            "leak-added",
+            "you add the leaked part to all of the fresh one; the weights are "
+            "share and 1 - share.",
+            (_signal + _share * (_signal + _noise))
+            / ((1 + _share) * (_signal + _noise)),
         ),
         Mistake(
             "forgot-the-shots",
             "the noise of m examples averages out: its variance is σ²/m, "
             "not σ².",
-            1
-            - (_sigma**2 / (_sigma_w**2 + _sigma**2)) ** (1 / _K),
+            _leaky(noise=_sigma**2),
         ),
         Mistake(
             "shots-upside-down",
             "more examples mean less noise: σ²/m, not mσ².",
-            1
-            - (_m * _sigma**2 / (_sigma_w**2 + _m * _sigma**2)) ** (1 / _K),
+            _leaky(noise=_m * _sigma**2),
         ),
         Mistake(
             "deviation-for-variance",
             "σ and σ_w are standard deviations; variances are what adds.",
-            1
-            - (
-                (_sigma / sp.sqrt(_m)) / (_sigma_w + _sigma / sp.sqrt(_m))
-            ) ** (1 / _K),
+            _leaky(_sigma_w, _sigma / sp.sqrt(_m)),
         ),
         Mistake(
             "complement",
-            "this is 1 - α, the part of the way that a step leaves.",
-            (1 - _signal) ** (1 / _K),
+            "this is 1 - α, the part of the way that the step leaves.",
+            1 - _leaky(),
         ),
         Mistake(
             "noise-for-signal",
             "signal and noise have changed places: with more noise one should "
             "go less far.",
-            1 - _signal ** (1 / _K),
-        ),
-        Mistake(
-            "power-for-root",
-            "the K-th root is wanted: (1 - α)^K is given, and α asked for.",
-            1 - (1 - _signal) ** _K,
+            _leaky(_noise, _signal),
         ),
     ),
-)  # fmt: skip
+)
 
 
 # article-5: make F rise. ----------------------------------------------------
@@ -529,13 +677,17 @@ def _rises(answer):
     def mistake(name, message):
         return Mistake(name, message, None)
 
-    values = [float(x) for x in answer]
-    if len(values) != 6:
+    wanted = "six numbers are wanted: a_1, c_1, a_2, c_2, alpha, theta"
+    try:
+        if isinstance(answer, (dict, set, str)):
+            raise TypeError
+        values = [float(x) for x in answer]
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         return mistake(
-            "structure",
-            "six numbers are wanted: a_1, c_1, a_2, c_2, alpha, theta; these "
-            f"are {len(values)}.",
+            "structure", f"{wanted}, in this order and in one flat tuple."
         )
+    if len(values) != 6:
+        return mistake("structure", f"{wanted}; these are {len(values)}.")
     if not all(math.isfinite(x) for x in values):
         return mistake("not-finite", "the numbers must be finite.")
     a_1, c_1, a_2, c_2, alpha, theta = values
@@ -593,6 +745,12 @@ def _rises(answer):
             "F decreases here: both objectives pull θ the same way. They "
             "disagree only between the joint optimum and the minimiser of F.",
         )
+    if {(a_1, c_1), (a_2, c_2)} == {(1, 0), (3, 1)}:
+        return mistake(
+            "the-books",
+            "F increases there, but the two tasks are the book's; choose "
+            "others.",
+        )
     return None
 
 
@@ -639,6 +797,26 @@ def _updates():
     ]
 
 
+def _unmoved():
+    """By name, updates in which some rows of W and b stay as they were."""
+    softplus = torch.nn.functional.softplus
+    z = [-1.0, 0.75, 0.5, 3.0]
+
+    def client(rows, sign, seed):
+        def loss(output, y):
+            return softplus(-sign * output[rows]).sum()
+
+        return _client(loss, z, None, 0.5, 2, seed)
+
+    return {
+        "first": client([1, 2], -1, 4),
+        "last": client([0, 1], 1, 5),
+        "middle, the others fall": client([0, 2], -1, 6),
+        "middle, the others rise": client([0, 2], 1, 7),
+        "first and last": client([1], -1, 8),
+    }
+
+
 def _moved(before, after):
     (W, b), (V, a) = before, after
     return V - W, a - b
@@ -663,7 +841,7 @@ def _of_final(before, after):
     return after[0][row] / after[1][row]
 
 
-article_6 = Exercise(
+_moving = Exercise(
     id="article-6",
     title="What an update gives away",
     chapter=1,
@@ -709,6 +887,102 @@ article_6 = Exercise(
             ),
         ),
     ),
+)
+
+
+def _row_of(choose):
+    def answer(before, after):
+        dW, db = _moved(before, after)
+        row = choose(db)
+        return dW[row] / db[row]
+
+    return answer
+
+
+def _mean_of_ratios(before, after):
+    dW, db = _moved(before, after)
+    return (dW / db[:, None]).mean(dim=0)
+
+
+_MOVED = " An entry of b that has not moved gives 0/0."
+_CHOICES = (
+    Mistake(
+        "first-row",
+        "right where the first entry of b has moved, which it need not."
+        + _MOVED,
+        _row_of(lambda db: 0),
+    ),
+    Mistake(
+        "last-row",
+        "right where the last entry of b has moved, which it need not."
+        + _MOVED,
+        _row_of(lambda db: -1),
+    ),
+    Mistake(
+        "mean-of-ratios",
+        "every entry of b must have moved for a mean of the ratios, and not "
+        "every one need have." + _MOVED,
+        _mean_of_ratios,
+    ),
+    Mistake(
+        "largest-without-abs",
+        "where all the changes of b are negative or zero, the largest one is "
+        "zero; you want the largest in absolute value." + _MOVED,
+        _row_of(torch.argmax),
+    ),
+    Mistake(
+        "smallest-without-abs",
+        "where all the changes of b are positive or zero, the smallest one is "
+        "zero; you want the largest in absolute value." + _MOVED,
+        _row_of(torch.argmin),
+    ),
+)
+
+
+def _reveals(answer):
+    """None when x is found from any row that moved, else the mistake.
+
+    A row that has not moved gives nan, which is like no other nan; so a
+    choice of rows is known by the updates on which it fails.
+    """
+    verdict = judge(_moving, answer)
+    if not verdict:
+        return Mistake(verdict.mistake, verdict.message, None)
+    failed = _fails(answer)
+    if not failed:
+        return None
+    for mistake in _CHOICES:
+        if _fails(mistake.answer) == failed:
+            return mistake
+    return Mistake(
+        "row-at-rest",
+        "right where all of b has moved, wrong where some of it has not."
+        + _MOVED,
+        None,
+    )
+
+
+def _fails(answer):
+    """The names of the updates from which an answer does not find x."""
+    return {
+        name
+        for name in _unmoved()
+        if not judge(
+            replace(
+                _moving,
+                instances=lambda name=name: [_unmoved()[name]],
+                mistakes=(),
+            ),
+            answer,
+        )
+    }
+
+
+article_6 = replace(
+    _moving,
+    instances=None,
+    mistakes=_moving.mistakes + _CHOICES,
+    accept=_reveals,
 )
 
 EXERCISES = (

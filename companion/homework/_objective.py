@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import sympy as sp
 import torch
 
@@ -17,7 +19,11 @@ __all__ = ["EXERCISES"]
 # objective-1: the filter of two unequal steps. ------------------------------
 
 _a, _alpha1, _alpha2 = sp.symbols("a alpha_1 alpha_2")
+_theta, _c, _e = sp.symbols("theta c e")
 _left_over = (1 - _alpha1 * _a) * (1 - _alpha2 * _a)
+_DIRECTION = (
+    "this is the direction w(a)(θ - c); the filter is the factor w(a) alone."
+)
 
 _FILTER = Exercise(
     id="objective-1",
@@ -77,6 +83,13 @@ _FILTER = Exercise(
             "the filter is w.",
             _a * _left_over**2 / 2,
         ),
+        Mistake("direction", _DIRECTION, _a * _left_over**2 * (_theta - _c)),
+        Mistake("direction", _DIRECTION, _a * _left_over**2 * _e),
+        Mistake(
+            "objective",
+            "this is the objective ½ w(a)(θ - c)²; the filter is w(a) alone.",
+            _a * _left_over**2 * (_theta - _c) ** 2 / 2,
+        ),
         Mistake(
             "first-step-once",
             "the first step's factor must be squared too: it stands in the "
@@ -124,6 +137,8 @@ def with_errors(
     total=False,
     detached=False,
     steps=1,
+    shared=False,
+    reversed_pair=False,
 ):
     """The program of objective-2 with some errors in it."""
 
@@ -135,6 +150,12 @@ def with_errors(
         ]
 
         def F(theta):
+            if shared:
+                slopes = [gradient(loss)(theta, task.support) for task in tasks]
+                adapted = theta - lr * sum(slopes) / len(tasks)
+                return sum(loss(adapted, task.query) for task in tasks) / len(
+                    tasks
+                )
             if not detached:
                 return meta_objective(loss, theta, swapped, inner)
             values = []
@@ -145,7 +166,8 @@ def with_errors(
             return sum(values) / len(values)
 
         scale = len(tasks) if total else 1
-        return scale * F(theta), scale * gradient(F)(theta)
+        pair = scale * F(theta), scale * gradient(F)(theta)
+        return pair[::-1] if reversed_pair else pair
 
     return objective
 
@@ -205,6 +227,18 @@ _OBJECTIVE = Exercise(
             with_errors(steps=2),
         ),
         Mistake(
+            "reversed-pair",
+            "the gradient comes first and the value second; wanted is the "
+            "pair (F(θ), ∇F(θ)), the value first.",
+            with_errors(reversed_pair=True),
+        ),
+        Mistake(
+            "one-step-for-all",
+            "all tasks share one step, along the mean of their support "
+            "gradients; each task must adapt by its own gradient alone.",
+            with_errors(shared=True),
+        ),
+        Mistake(
             "sum-and-first-order",
             "two things: this sums over tasks where the mean is wanted, and "
             "its gradient takes the inner gradient for a constant (FOMAML).",
@@ -217,7 +251,9 @@ _OBJECTIVE = Exercise(
 # objective-3: find the bug in a search for the best rate. -------------------
 
 
-def best_rate_with(*, adapt_on="support", judge_on="query", leaks=False):
+def best_rate_with(
+    *, adapt_on="support", judge_on="query", leaks=False, returns="rate"
+):
     """The search of objective-3, as it should be or with a bug."""
 
     def best_rate(loss, theta, tasks, rates):
@@ -232,21 +268,29 @@ def best_rate_with(*, adapt_on="support", judge_on="query", leaks=False):
                 if leaks:
                     start = adapted
             means.append(float(total) / len(tasks))
-        return rates[means.index(min(means))]
+        return {
+            "rate": rates[means.index(min(means))],
+            "largest": rates[means.index(max(means))],
+            "index": means.index(min(means)),
+            "loss": min(means),
+            "losses": means,
+        }[returns]
 
     return best_rate
 
 
-def _largest(loss, theta, tasks, rates):
-    means = [
-        float(meta_objective(loss, theta, tasks, GradientDescent(lr, 1)))
-        for lr in rates
-    ]
-    return rates[means.index(max(means))]
+def _first_rate(loss, theta, tasks, rates):
+    return rates[0]
+
+
+def _last_rate(loss, theta, tasks, rates):
+    return rates[-1]
 
 
 def _rate_instances():
-    rates = [k / 12 for k in range(1, 17)]
+    # In no order, with the best and the worst rate in the middle: an
+    # answer that always returns the first or the last has another mistake.
+    rates = [k / 8 for k in (8, 2, 9, 6, 12, 4, 1, 11, 7, 10, 3)]
     return [
         (
             linear_regression_loss,
@@ -299,7 +343,36 @@ _RATE = Exercise(
         Mistake(
             "largest",
             "this returns the rate with the largest loss.",
-            _largest,
+            best_rate_with(returns="largest"),
+        ),
+        Mistake(
+            "first-rate",
+            "this returns the first rate whatever the tasks. Does the step "
+            "depend on the rate? If nothing adapts, all rates have the same "
+            "loss, and the first one wins.",
+            _first_rate,
+        ),
+        Mistake(
+            "last-rate",
+            "this returns the last rate whatever the tasks.",
+            _last_rate,
+        ),
+        Mistake(
+            "index",
+            "this returns the index of the best rate; wanted is the rate.",
+            best_rate_with(returns="index"),
+        ),
+        Mistake(
+            "loss",
+            "this returns the smallest mean loss; wanted is the rate that "
+            "has it.",
+            best_rate_with(returns="loss"),
+        ),
+        Mistake(
+            "losses",
+            "this returns the mean loss of every rate; wanted is the one rate "
+            "with the smallest.",
+            best_rate_with(returns="losses"),
         ),
     ),
     rtol=1e-6,
@@ -310,12 +383,21 @@ _RATE = Exercise(
 
 
 def _disagreement(answer):
-    sharp, flat, lr, steps = (float(x) for x in answer)
+    try:
+        if isinstance(answer, (str, dict, set)):
+            return _not_four
+        sharp, flat, lr, steps = (float(x) for x in answer)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return _not_four
+    if not all(math.isfinite(x) for x in (sharp, flat, lr, steps)):
+        return _not_four
     if not steps.is_integer() or steps < 0:
         return _not_an_integer
+    if min(sharp, flat, lr) <= 0:
+        return _not_positive
     if sharp <= flat:
         return _order
-    if not (0 < lr * flat and lr * sharp < 1):
+    if lr * sharp >= 1:
         return _overshoot
     if steps == 0:
         return _no_steps
@@ -330,6 +412,17 @@ def _disagreement(answer):
     return _both_flat if maml else _both_sharp
 
 
+_not_four = Mistake(
+    "not-four-numbers",
+    "wanted is a tuple of four finite real numbers, (a_sharp, a_flat, alpha, "
+    "K): two curvatures, the inner rate and the number of steps.",
+    (0.55, 0.2, 1.0, 1, 1),
+)
+_not_positive = Mistake(
+    "not-positive",
+    "both curvatures and the rate must be positive.",
+    (-0.2, -0.55, -1.0, 1),
+)
 _order = Mistake(
     "order",
     "the first curvature must be the larger one.",
@@ -372,7 +465,7 @@ _DISAGREEMENT = Exercise(
     read="the section “Eight filters in one picture”.",
     solution=(0.55, 0.2, 1.0, 1),
     mistakes=(
-        _order, _overshoot, _no_steps, _not_an_integer, _both_flat,
+        _not_four, _not_positive, _order, _overshoot, _no_steps, _not_an_integer, _both_flat,
         _both_sharp,
     ),
     accept=_disagreement,

@@ -5,26 +5,42 @@ tensors alike, so that the book's derivations differentiate the very lines that
 its numbers run.
 """
 
-from companion.adaptation import GradientDescent, adapt, adaptation_path
+from companion.adaptation import (
+    GradientDescent,
+    InnerAlgorithm,
+    adapt,
+    adaptation_path,
+)
 from companion.calculus import (
     dot,
     gradient,
     hessian,
     hessian_vector_product,
     jacobian,
+    value_and_gradient,
 )
 from companion.flow import GradientFlow
 from companion.metagradient import meta_gradient, meta_value_and_gradient
-from companion.models import functional
-from companion.objective import Task, TaskBatch, evaluate, meta_objective
-from companion.proximal import Proximal
-from companion.training import meta_train
+from companion.models import functional, mlp
+from companion.objective import (
+    Evaluation,
+    Task,
+    TaskBatch,
+    evaluate,
+    meta_objective,
+)
+from companion.proximal import ConvergenceError, Proximal
+from companion.training import MetaTrained, meta_train
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConvergenceError",
+    "Evaluation",
     "GradientDescent",
     "GradientFlow",
+    "InnerAlgorithm",
+    "MetaTrained",
     "Proximal",
     "Task",
     "TaskBatch",
@@ -41,4 +57,6 @@ __all__ = [
     "meta_objective",
     "meta_train",
     "meta_value_and_gradient",
+    "mlp",
+    "value_and_gradient",
 ]

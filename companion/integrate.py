@@ -30,10 +30,10 @@ class IntegrationError(ArithmeticError):
 class Solution:
     """A solved trajectory.
 
-    ``times`` has the shape (steps + 1,) and ``states`` (steps + 1, n): where
-    the solver stopped on its way. Called with a time in between, it
-    interpolates to the solver's order, if it was made with ``dense=True``.
-    ``evaluations`` counts those of the field.
+    ``times`` has the shape (stops,) and ``states`` (stops, n): where the
+    solver stopped on its way if it was made with ``dense=True``, and then a
+    call with a time in between interpolates to the solver's order; otherwise
+    the two ends. ``evaluations`` counts those of the field.
     """
 
     times: np.ndarray
@@ -80,7 +80,8 @@ def solve(
     rtol, atol
         Tolerances of the local error, relative and absolute.
     dense
-        Whether the solution can be asked for times in between.
+        Whether the solution can be asked for times in between. If not, only
+        its ends are kept, and memory does not grow with the solver's steps.
     max_evaluations
         Where to give up. An explicit method on a stiff field needs very many.
 
@@ -108,11 +109,11 @@ def solve(
             f"state must be a finite vector, got shape {state.shape}"
             + ("" if np.isfinite(state).all() else " with a NaN or infinity")
         )
-    reached = start
+    reached, norm = start, np.linalg.norm(state)
     count = 0
 
     def watched(t, y):
-        nonlocal reached, count
+        nonlocal reached, norm, count
         count += 1
         if count > max_evaluations:
             raise IntegrationError(
@@ -134,7 +135,7 @@ def solve(
                 "up?",
                 t,
             )
-        reached = t
+        reached, norm = t, np.linalg.norm(y)
         return value
 
     if time == start:
@@ -149,14 +150,14 @@ def solve(
             rtol=max(rtol, 2.5e-14),
             atol=atol,
             dense_output=dense,
+            t_eval=None if dense else (start, time),
         )
     if not solution.success or not np.isfinite(solution.y).all():
-        at = float(solution.t[-1])
         raise IntegrationError(
-            f"the solver stopped at time {at:.6g} of {time:.6g}, where the "
-            f"state has norm {np.linalg.norm(solution.y[:, -1]):.3g}: "
-            f"{solution.message} Does the solution blow up?",
-            at,
+            f"the solver stopped at time {reached:.6g} of {time:.6g}, where "
+            f"the state has norm {norm:.3g}: {solution.message} Does the "
+            "solution blow up?",
+            float(reached),
         )
     return Solution(
         solution.t, solution.y.T.copy(), count, solution.sol if dense else None

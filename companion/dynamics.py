@@ -32,7 +32,6 @@ from companion.calculus import (
     tree_leaves,
     tree_map,
     tree_structure,
-    times,
     under_transform,
 )
 from companion.integrate import IntegrationError, Solution, solve
@@ -671,23 +670,15 @@ def modified_field(field: Field, step: Any, order: int = 3) -> Field:
         def Df(theta):
             return _directional(f, theta, f(theta))
 
-        terms, weights = [f(theta)], [1]
+        total = speed = f(theta)
         if order > 1:
-            terms += [Df(theta)]
-            weights += [-step / 2]
+            total = _plus(total, -step / 2, Df(theta))
         if order > 2:
-            terms += [
-                _directional(Df, theta, terms[0]),
-                _directional(f, theta, terms[1]),
-            ]
-            weights += [step**2 / 12, step**2 / 4]
-        return tree_map(
-            lambda *xs: sum(w * x for w, x in zip(weights[1:], xs[1:]))
-            + xs[0]
-            if order > 1
-            else xs[0],
-            *terms,
-        )
+            curved = _directional(Df, theta, speed)
+            turned = _directional(f, theta, Df(theta))
+            total = _plus(total, step**2 / 12, curved)
+            total = _plus(total, step**2 / 4, turned)
+        return total
 
     return modified
 
@@ -805,10 +796,14 @@ def _as_vectors(theta):
     return leaves, restore, flatten
 
 
+def _plus(tree, factor, other):
+    return tree_map(lambda x, y: x + factor * y, tree, other)
+
+
 def _directional(f, theta, v):
     """f'(θ) v; on tensors by two reverse modes, which all of torch supports."""
     if is_symbolic(theta):
-        return times(jacobian(f)(theta), v)
+        return jacobian(f)(theta) * v
     value, pull = torch.func.vjp(f, theta)
     zero = tree_map(torch.zeros_like, value)
     return torch.func.vjp(pull, zero)[1]((v,))[0]

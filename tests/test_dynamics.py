@@ -21,6 +21,7 @@ from companion.dynamics import (
     gradient_flow,
     linearise,
     meta_flow,
+    modified_field,
     modified_loss,
     sensitivity,
     solve_flow,
@@ -500,3 +501,64 @@ def test_descent_follows_the_flow_of_the_modified_loss_to_second_order():
     for name, order in (("loss", 1), ("modified", 2)):
         slope = np.polyfit(np.log(counts), np.log(errors[name]), 1)[0]
         assert slope == pytest.approx(-order, abs=0.1)
+
+
+def test_the_modified_field_of_an_undefined_field_has_the_known_terms():
+    x, h = sp.symbols("x h")
+    f = sp.Function("f")
+    found = modified_field(lambda t, x: f(x), h)(0, x)
+    slope, curvature = f(x).diff(x), f(x).diff(x, 2)
+    expected = (
+        f(x)
+        - h * slope * f(x) / 2
+        + h**2 * (slope**2 * f(x) / 3 + curvature * f(x) ** 2 / 12)
+    )
+    assert sp.expand(found - expected) == 0
+
+
+def test_the_modified_field_of_order_two_descends_the_modified_loss():
+    def loss(theta, data=None):
+        return (theta[0] * theta[1] - 1) ** 2 / 2 + theta[0] ** 4
+
+    pair, h = sp.Matrix(sp.symbols("theta_1 theta_2")), sp.Symbol("h")
+    found = modified_field(gradient_flow(loss), h, 2)(0, pair)
+    expected = -gradient(modified_loss(loss, h))(pair)
+    assert (found - expected).expand() == sp.zeros(2, 1)
+    torch.testing.assert_close(
+        modified_field(gradient_flow(loss), 0.1, 2)(0.0, THETA),
+        -gradient(modified_loss(loss, 0.1))(THETA),
+    )
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_the_modified_field_on_tensors_is_that_on_symbols(order):
+    def field(t, theta):
+        x, y = theta
+        if isinstance(theta, sp.MatrixBase):
+            return sp.Matrix([x * y - y**3, sp.sin(x) + y])
+        return torch.stack([x * y - y**3, torch.sin(x) + y])
+
+    pair = sp.Matrix(sp.symbols("theta_1 theta_2"))
+    symbolic = modified_field(field, sp.Rational(1, 5), order)(0, pair)
+    expected = symbolic.subs(dict(zip(pair, THETA.tolist())))
+    found = modified_field(field, 0.2, order)(0.0, THETA)
+    np.testing.assert_allclose(found, np.array(expected, float)[:, 0])
+
+
+def test_the_modified_field_takes_trees():
+    def field(t, theta):
+        return {"a": theta["b"].sum() * theta["a"], "b": -(theta["b"] ** 2)}
+
+    tree = {"a": tensor([1.0, 2.0]), "b": tensor([[0.5]])}
+    found = modified_field(field, 0.1)(0.0, tree)
+    b = 0.5
+    assert float(found["b"]) == pytest.approx(
+        -(b**2) - 0.1 * b**3 - 0.015 * b**4
+    )
+    assert found["a"].shape == (2,)
+
+
+@pytest.mark.parametrize("order", [0, 4])
+def test_the_modified_field_has_up_to_three_terms(order):
+    with pytest.raises(ValueError, match="order must be 1, 2 or 3"):
+        modified_field(cube, 0.1, order)

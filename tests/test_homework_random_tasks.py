@@ -1,0 +1,136 @@
+"""The exercises of "Random tasks" know their mistakes."""
+
+import numpy as np
+import pytest
+import sympy as sp
+import torch
+from scipy.linalg import solve_discrete_lyapunov
+from scipy.optimize import brentq
+
+from companion import GradientDescent, Task, meta_gradient
+from companion.homework import check, exercises
+from companion.homework._random_tasks import EXERCISES, _draws
+
+PLANTED = [
+    pytest.param(
+        exercise.id, mistake, id=f"{exercise.id}-{mistake.name}-{number}"
+    )
+    for exercise in EXERCISES
+    for number, mistake in enumerate(exercise.mistakes)
+]
+
+
+def test_the_exercises_of_the_chapter_are_registered():
+    assert [e.id for e in EXERCISES] == [
+        f"random-tasks-{n}" for n in range(1, 7)
+    ]
+    assert {e.id for e in EXERCISES} <= set(exercises())
+
+
+@pytest.mark.parametrize(("exercise", "mistake"), PLANTED)
+def test_every_planted_mistake_gets_its_own_diagnosis(exercise, mistake):
+    verdict = check(exercise, mistake.answer)
+    assert not verdict
+    assert verdict.mistake == mistake.name
+    assert verdict.message == mistake.message
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.id)
+def test_the_solution_passes_and_nothing_passes_for_everything(exercise):
+    assert check(exercise.id, exercise.solution)
+    assert check(exercise.id, None).mistake == "blank"
+    assert not check(exercise.id, "random tasks")
+
+
+# Right answers, written differently. ----------------------------------------
+
+
+def test_the_floor_is_the_fixed_point_of_the_mean_squares():
+    a, alpha, eta, n, sigma, v = sp.symbols("a alpha eta n sigma v")
+    c, x = sp.symbols("c x")
+
+    def loss(theta, center):
+        return a * (theta - center) ** 2 / 2
+
+    slope = meta_gradient(
+        loss, x, [Task(c, c)], GradientDescent(lr=alpha, steps=1)
+    )
+    w = sp.diff(slope, x)
+    fixed = sp.solve(
+        (1 - eta * w) ** 2 * v + eta**2 * w**2 * sigma**2 / n - v, v
+    )[0]
+    assert check("random-tasks-1", fixed)
+
+
+def test_the_largest_rate_makes_the_mean_square_factor_one():
+    def by_enumeration(weights, n):
+        grid = torch.cartesian_prod(*[weights] * n).reshape(-1, n).mean(1)
+        return brentq(
+            lambda lr: float(((1 - lr * grid) ** 2).mean()) - 1, 1e-3, 100
+        )
+
+    assert check("random-tasks-2", by_enumeration)
+
+
+def test_the_loop_may_keep_a_list():
+    def by_list(directions, theta, integers, outer_lr, steps, n):
+        path = [theta]
+        for _ in range(steps):
+            slopes = [
+                directions[i](path[-1]) for i in integers(len(directions), n)
+            ]
+            path.append(path[-1] - outer_lr * np.mean(slopes, axis=0))
+        return path[-1], np.mean(path[:-1], axis=0)
+
+    assert check("random-tasks-3", by_list)
+
+
+def test_the_draws_of_the_loop_are_made_afresh_and_reach_every_task():
+    first, second = _draws(1), _draws(1)
+    assert [list(first(3, 2)) for _ in range(4)] == [
+        list(second(3, 2)) for _ in range(4)
+    ]
+    exercise = exercises()["random-tasks-3"]
+    for directions, _, integers, _, steps, n in exercise.instances():
+        drawn = [integers(len(directions), n) for _ in range(steps)]
+        assert len(directions) - 1 in np.concatenate(drawn)
+
+
+def test_the_covariance_may_come_from_scipy_or_from_iterating():
+    def by_scipy(A, C, outer_lr):
+        left = np.eye(len(A)) - outer_lr * A.numpy()
+        return solve_discrete_lyapunov(left, outer_lr**2 * C.numpy())
+
+    def by_iterating(A, C, outer_lr):
+        left = torch.eye(len(A), dtype=A.dtype) - outer_lr * A
+        found = torch.zeros_like(C)
+        for _ in range(2000):
+            found = left @ found @ left + outer_lr**2 * C
+        return found
+
+    assert check("random-tasks-4", by_scipy)
+    assert check("random-tasks-4", by_iterating)
+
+
+def test_the_clipped_loop_ends_where_the_mean_of_clipped_gradients_vanishes():
+    p, r, b = sp.symbols("p r b")
+    solution = exercises()["random-tasks-5"].solution
+    values = {p: sp.Rational(1, 4), r: 1, b: 4}
+
+    def pull(theta):
+        clipped = np.clip(theta - np.array([0.0, 4.0]), -1, 1)
+        return clipped @ np.array([0.75, 0.25])
+
+    assert float(solution.subs(values)) == pytest.approx(brentq(pull, -1, 5))
+    assert check("random-tasks-5", r / (1 / p - 1))
+
+
+def test_the_factor_agrees_with_two_minibatches():
+    a, alpha, v, x, c = sp.symbols("a alpha v x c")
+
+    def loss(theta, data):
+        return data * (theta - c) ** 2 / 2
+
+    tasks = [Task(a + s * sp.sqrt(v), a) for s in (1, -1)]
+    slope = meta_gradient(loss, x, tasks, GradientDescent(lr=alpha, steps=1))
+    assert check("random-tasks-6", sp.expand(sp.simplify(slope / (x - c))))

@@ -389,6 +389,18 @@ def under_transform(*trees: Parameters) -> bool:
     )
 
 
+def select(x: torch.Tensor, index: Any) -> torch.Tensor:
+    """``x[index]``, a constant in every transform that ``x`` is not part of.
+
+    Inside a transform torch wraps whatever comes out of an operation, and one
+    could not tell any more that nobody differentiates with respect to it.
+    """
+    if under_transform(x):
+        return x[index]
+    with torch._C._DisableFuncTorch():
+        return x[index]
+
+
 def differentiated(inputs: Any) -> bool:
     """Whether somebody outside is differentiating with respect to these."""
     return under_transform(inputs) or (

@@ -35,7 +35,7 @@ from companion.calculus import (
     under_transform,
 )
 from companion.integrate import IntegrationError, Solution, solve
-from companion.objective import TaskBatch, meta_objective
+from companion.objective import meta_objective
 
 __all__ = [
     "Field",
@@ -111,10 +111,6 @@ def meta_flow(loss: Callable, tasks: Any, inner: Any) -> Field:
     Callable
         ``field(t, theta)``, as `gradient_flow`.
     """
-
-    if isinstance(tasks, TaskBatch) and not getattr(inner, "vmappable", True):
-        # Taken apart here, since inside a derivative it would be derived too.
-        tasks = list(tasks)
 
     def objective(theta, data):
         return meta_objective(loss, theta, tasks, inner)

@@ -26,6 +26,7 @@ from companion.calculus import (
     is_finite,
     is_symbolic,
     scalar,
+    select,
     tree_leaves,
     tree_map,
 )
@@ -126,9 +127,10 @@ class TaskBatch(Sequence):
         return self.support, self.query
 
     @staticmethod
-    def _part(part, index):
+    def _part(tree, index):
         return tree_map(
-            lambda x: x[index] if isinstance(x, torch.Tensor) else x, part
+            lambda x: select(x, index) if isinstance(x, torch.Tensor) else x,
+            tree,
         )
 
 

@@ -1,6 +1,7 @@
 """`GradientFlow`: the meta-gradient of the continuous-time inner loop."""
 
 import itertools
+from functools import partial
 
 import pytest
 import sympy as sp
@@ -17,6 +18,9 @@ from companion import (
     meta_gradient,
     meta_objective,
 )
+from companion.calculus import ravel
+from companion.integrate import IntegrationError
+from companion.memory import peak_memory
 from companion.models import mlp
 from companion.tasks import quadratic_loss, sinusoids
 
@@ -112,6 +116,85 @@ def test_adjoint_is_forward_on_a_network_and_the_limit_of_small_steps():
         )
     slopes = [float(torch.log2(a / b)) for a, b in itertools.pairwise(errors)]
     assert slopes[-1] == pytest.approx(1.0, abs=0.1)
+
+
+NETWORK = functional(mlp((1, 40, 40, 1), seed=0), torch.nn.functional.mse_loss)
+SINE = sinusoids(1, 10, 10, seed=1)[:1]
+
+
+@pytest.mark.parametrize("time", [0.1, 0.5, 1.0, 2.0])
+def test_adjoint_is_forward_along_directions_on_the_sinusoid_network(time):
+    loss, theta = NETWORK
+    inner = GradientFlow(time, rtol=1e-10, atol=1e-12)
+    vector, unravel = ravel(theta)
+    directions = torch.randn(
+        len(vector), 20,
+        generator=torch.Generator().manual_seed(0), dtype=vector.dtype,
+    )  # fmt: skip
+    adjoint, _ = ravel(meta_gradient(loss, theta, SINE, inner))
+    end, columns = inner.sensitivity(loss, theta, SINE[0].support, directions)
+    slope, _ = ravel(gradient(loss)(unravel(end), SINE[0].query))
+    torch.testing.assert_close(
+        adjoint @ directions, slope @ columns, rtol=1e-7, atol=0.0
+    )
+
+
+def test_memory_of_sensitivities_is_constant_that_of_the_adjoint_its_states():
+    loss, theta = NETWORK
+    support, calls, sizes, stops = SINE[0].support, [], [], []
+    vector, _ = ravel(theta)
+    column = torch.ones(len(vector), 1, dtype=vector.dtype)
+
+    for time in (0.02, 2.0):
+        count = 0
+
+        def counted(theta, data):
+            nonlocal count
+            count += 1
+            return loss(theta, data)
+
+        inner = GradientFlow(time)
+        inner.sensitivity(counted, theta, support, column)
+        calls.append(count)
+        measured = (
+            partial(inner.sensitivity, loss, theta, support, column),
+            partial(meta_gradient, loss, theta, SINE, inner),
+        )
+        sizes.append([peak_memory(f) for f in measured])
+        stops.append(len(inner.solution(loss, theta, support, time).times))
+    assert calls[1] > 10 * calls[0]
+    (forward, adjoint), (forward_long, adjoint_long) = sizes
+    assert forward_long == pytest.approx(forward, rel=0.1)
+    # DOP853 keeps eight vectors a step, and scipy copies the stops twice.
+    vectors = (adjoint_long - adjoint) / (vector.nbytes * (stops[1] - stops[0]))
+    assert 8 <= vectors <= 12
+
+
+def test_stiffness_is_the_largest_curvature_times_the_horizon():
+    inner = GradientFlow(0.7)
+    found = inner.stiffness(quadratic_loss, THETA, (A, C))
+    assert found == pytest.approx(0.7 * float(torch.linalg.eigvalsh(A)[-1]))
+
+    def quartic(theta, data):
+        return (theta**4).sum() / 4 + theta.square().sum() / 2
+
+    start = torch.linspace(0.1, 2.0, 12, dtype=torch.float64)
+    found = inner.stiffness(quartic, start, None)
+    assert found == pytest.approx(0.7 * (3 * 2.0**2 + 1), rel=1e-6)
+
+
+def test_a_flow_that_is_too_stiff_says_how_stiff():
+    inner = GradientFlow(1.0, max_evaluations=200)
+    with pytest.raises(IntegrationError, match=r"λ_max·T.*is 3\.12e\+06"):
+        adapt(quadratic_loss, THETA, (1e6 * A, C), inner)
+
+
+def test_a_batch_inside_a_transform_is_its_list():
+    batch, inner = TaskBatch.of(TASKS), GradientFlow(0.7)
+    found = gradient(
+        lambda theta: meta_objective(quadratic_loss, theta, batch, inner)
+    )(THETA)
+    torch.testing.assert_close(found, closed_form(0.7), rtol=1e-8, atol=1e-9)
 
 
 def test_symbols_flow_by_the_matrix_exponential():

@@ -8,6 +8,8 @@ import torch
 from companion import (
     GradientDescent,
     Task,
+    adapt,
+    dot,
     gradient,
     hessian,
     jacobian,
@@ -27,7 +29,7 @@ PLANTED = [
 
 def test_the_exercises_of_the_chapter_are_registered():
     assert [e.id for e in EXERCISES] == [
-        f"first-order-{n}" for n in range(1, 6)
+        f"first-order-{n}" for n in range(1, 7)
     ]
     assert {e.id for e in EXERCISES} <= set(exercises())
 
@@ -153,3 +155,75 @@ def test_the_threshold_may_be_solved_for_or_simplified():
     assert check(
         "first-order-5", sp.Rational(1, 2) + sp.sqrt(2 - (2 * b - 1) ** 2) / 2
     )
+
+
+@pytest.mark.parametrize("form", [list, tuple, sp.Matrix, sp.Array, np.array])
+def test_a_pair_may_be_handed_in_as_a_list_a_column_or_an_array(form):
+    assert check("first-order-1", form(exercises()["first-order-1"].solution))
+
+
+def test_a_pair_of_which_one_is_a_number_is_not_called_a_number():
+    K = sp.Symbol("K")
+    assert "is a number" not in check("first-order-1", (1 / K, 0)).message
+
+
+def test_an_answer_that_is_nearly_right_is_not_said_to_be_off_by_nothing():
+    def rough(field, center, radius, points=200):
+        angles = torch.linspace(0, 2 * torch.pi, points + 1).double()
+        circle = torch.stack([angles.cos(), angles.sin()], 1)
+        path = center + radius * circle
+        moves = path[1:] - path[:-1]
+        return sum(field(p) @ move for p, move in zip(path, moves))
+
+    verdict = check("first-order-3", rough)
+    assert not verdict
+    assert "close" in verdict.message and "0%" not in verdict.message
+
+
+def test_a_circulation_may_be_negative():
+    solution = exercises()["first-order-3"]
+    signs = {
+        bool(solution.solution(*case) > 0) for case in solution.instances()
+    }
+    assert signs == {True, False}
+
+
+def trust(loss, theta, task, lr, steps):
+    """By the product of the factors, written out, and eigenvalues."""
+    at, beta = theta, 0.0
+    factors = torch.eye(len(theta), dtype=theta.dtype)
+    for _ in range(steps):
+        H = torch.func.hessian(loss)(at, task.support)
+        beta = max(beta, float(torch.linalg.eigvalsh(H).abs().max()))
+        factors = (torch.eye(len(theta)).double() - lr * H) @ factors
+        at = at - lr * torch.func.grad(loss)(at, task.support)
+    q = torch.func.grad(loss)(at, task.query)
+    bound = (1 + lr * beta) ** steps - 1
+    return float((q - factors.T @ q).norm() / q.norm()), bound, bound < 1
+
+
+@pytest.mark.parametrize(
+    "form", [tuple, list, lambda x: (x[0], x[1], np.bool_(x[2]))]
+)
+def test_trust_may_multiply_the_factors_itself(form):
+    assert check("first-order-6", lambda *case: form(trust(*case)))
+
+
+def test_trust_is_a_bound_and_a_certificate_on_the_exercises_instances():
+    exercise = exercises()["first-order-6"]
+    certified = set()
+    for loss, theta, task, lr, steps in exercise.instances():
+        error, bound, descends = exercise.solution(loss, theta, task, lr, steps)
+        assert error <= bound
+        inner = GradientDescent(lr, steps)
+        exact = meta_gradient(loss, theta, [task], inner)
+        end = adapt(loss, theta, task.support, inner)
+        q = gradient(loss)(end, task.query)
+        assert not descends or dot(q, exact) > 0
+        certified.add(descends)
+    assert certified == {True, False}
+
+
+def test_trust_needs_all_three_of_its_values():
+    verdict = check("first-order-6", lambda *case: trust(*case)[:2])
+    assert verdict.mistake == "structure"

@@ -1,12 +1,13 @@
 """The exercises of "Implicit" know their mistakes."""
 
+import numpy as np
 import pytest
 import sympy as sp
 import torch
 
 from companion import Proximal, gradient, hessian, meta_gradient
 from companion.homework import check, exercises
-from companion.homework._implicit import EXERCISES, with_bugs
+from companion.homework._implicit import EXERCISES, damped, with_bugs
 
 PLANTED = [
     pytest.param(
@@ -90,7 +91,7 @@ def test_the_jump_may_be_written_with_two_roots():
 
 def test_the_bugs_of_the_page_are_all_there():
     verdict = check(
-        "implicit-4", with_bugs(damping=True, start=True, short=True)
+        "implicit-4", with_bugs(damping=damped, start=True, short=True)
     )
     assert verdict.mistake == "damping+hessian-at-theta+unfinished"
 
@@ -101,3 +102,21 @@ def test_a_factor_is_recognised(number):
     verdict = check(f"implicit-{number}", lambda *x: 3 * right(*x))
     assert not verdict
     assert number == 3 or verdict.mistake == "factor"
+
+
+@pytest.mark.parametrize("form", [list, tuple, sp.Array, np.array])
+def test_the_column_may_be_handed_in_as_a_list_or_an_array(form):
+    column = exercises()["implicit-1"].solution
+    assert check("implicit-1", form([sp.expand(x) for x in column]))
+    assert check("implicit-1", [[x] for x in column])
+    assert not check("implicit-1", form([*column, column[0]]))
+    assert not check("implicit-1", form([column[1], column[0]]))
+
+
+def test_one_iteration_too_many_is_a_division_by_zero():
+    def too_long(*case):
+        return torch.full_like(case[1], torch.nan)
+
+    verdict = check("implicit-4", too_long)
+    assert verdict.mistake == "not-finite"
+    assert "division by zero" in verdict.message

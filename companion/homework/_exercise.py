@@ -256,6 +256,8 @@ def _plain(x):
     if isinstance(x, (numbers.Real, np.ndarray, np.number)):
         array = np.asarray(x)
         if array.dtype.kind == "O":
+            if any(isinstance(y, sp.Basic) for y in array.flat):
+                return _plain(array.tolist())
             array = _as_floats(x)
         if array.dtype.kind == "b":
             return bool(array) if array.ndim == 0 else array.astype(float)
@@ -278,6 +280,8 @@ def _plain_expression(x):
             return x
     if x in (sp.true, sp.false):
         return bool(x)
+    if isinstance(x, sp.NDimArray):
+        return _plain(x.tolist())
     if isinstance(x, sp.core.relational.Relational):
         raise _Wrong(
             "equation",
@@ -348,11 +352,23 @@ def _fitted(given, right):
                 return np.stack(x)
         if isinstance(x, np.ndarray) and isinstance(y, tuple) and x.ndim:
             return tuple(x) if len(x) == len(y) else x
+        if isinstance(x, tuple) and isinstance(y, sp.MatrixBase):
+            entries = _entries(x)
+            return x if len(entries) != len(y) else type(y)(*y.shape, entries)
+        if isinstance(x, sp.MatrixBase) and isinstance(y, tuple):
+            return tuple(map(_plain, x)) if len(x) == len(y) else x
         if isinstance(x, tuple) and isinstance(y, tuple) and len(x) == len(y):
             return tuple(fit(z, w) for z, w in zip(x, y))
         return x
 
     return [fit(x, y) for x, y in zip(given, right)]
+
+
+def _entries(x):
+    """The expressions and numbers in nested rows, in their order."""
+    if isinstance(x, tuple) or isinstance(x, np.ndarray) and x.ndim:
+        return [entry for row in x for entry in _entries(row)]
+    return [sp.sympify(x.item()) if isinstance(x, np.ndarray) else x]
 
 
 def _misfit(given, right):
@@ -384,7 +400,10 @@ def _misfit(given, right):
                     f"{_shape(y)}.",
                 )
             if isinstance(x, np.ndarray) and not np.isfinite(x).all():
-                return _Wrong("not-finite", "the answer is not finite.")
+                return _Wrong(
+                    "not-finite",
+                    "the answer is not finite (a division by zero?).",
+                )
     return None
 
 
@@ -508,7 +527,7 @@ def _strange_symbols(exercise, results, right):
             for s in x.free_symbols
         }
 
-    if any(
+    if all(
         isinstance(x, np.ndarray) and isinstance(y, sp.Expr)
         for x, y in zip(tree_leaves(results), tree_leaves(right))
     ):
@@ -558,6 +577,11 @@ def _unknown(given, right, rtol, of_function):
     if not of_function or not y.any():
         return None, f"{nothing}."
     off = np.linalg.norm(x - y) / np.linalg.norm(y)
+    if off < 0.01:
+        return None, (
+            f"{nothing}; it is close, off by {off:.0e} in norm, but "
+            f"{rtol:.0e} is wanted."
+        )
     return None, f"{nothing} (off by {off:.0%} in norm)."
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import sympy as sp
 import torch
 
+from companion.adaptation import GradientDescent, adaptation_path
 from companion.calculus import dot, gradient, hessian
 from companion.homework._exercise import Exercise, Mistake
+from companion.metagradient import meta_gradient
+from companion.objective import Task
 
 __all__ = ["EXERCISES"]
 
@@ -151,6 +155,17 @@ _MIXTURES = (
         lambda z: (sum(z), -(len(z) - 1) * z[-1]),
     ),
     Mistake(
+        "swapped",
+        "the two coefficients have changed places: AvgGrad's comes first.",
+        lambda z: _leading(z)[::-1],
+    ),
+    Mistake(
+        "count-for-sum",
+        "the first coefficient is the number of steps; each gradient counts "
+        "with its own number.",
+        lambda z: (len(z), _leading(z)[1]),
+    ),
+    Mistake(
         "weights-inside",
         "the numbers weigh the gradients that are followed, not the inner "
         "steps: the path is the same for all of them.",
@@ -195,6 +210,11 @@ def _tangent(normal, tangent):
     return tangent
 
 
+def _curl_times_area(field, center, radius):
+    (_, by_row), (by_column, _) = torch.func.jacrev(field)(center)
+    return math.pi * radius**2 * (by_column - by_row)
+
+
 _AROUND = (
     Mistake(
         "clockwise",
@@ -226,6 +246,26 @@ _AROUND = (
         _around(_tangent, measure=lambda radius: math.pi * radius**2),
     ),
     Mistake(
+        "at-the-origin",
+        "the circle is around the origin; its middle is `center`.",
+        lambda field, center, radius: _around(_tangent)(
+            field, 0 * center, radius
+        ),
+    ),
+    Mistake(
+        "curl-at-the-centre",
+        "this is the curl at the middle times the area; the curl varies "
+        "inside the circle.",
+        _curl_times_area,
+    ),
+    Mistake(
+        "unsigned",
+        "the sign is lost: a circulation may be negative.",
+        lambda field, center, radius: abs(
+            _around(_tangent)(field, center, radius)
+        ),
+    ),
+    Mistake(
         "coarse",
         "right in kind, but not to eight digits: take more points.",
         _around(_tangent, points=8),
@@ -241,7 +281,11 @@ def whirl(theta):
 
 def _around_instances():
     generator = torch.Generator().manual_seed(11)
-    return [(whirl, _normal(generator, 2) / 2, r) for r in (0.5, 0.8, 1.25)]
+    fields = (whirl, lambda theta: -whirl(theta), whirl)
+    return [
+        (field, _normal(generator, 2) / 2, r)
+        for field, r in zip(fields, (0.5, 0.8, 1.25))
+    ]
 
 
 # first-order-4: the curl, exactly. ------------------------------------------
@@ -428,6 +472,153 @@ _STEEP = (
 )
 
 
+# first-order-6: find the bugs. ----------------------------------------------
+
+
+def tilted(theta, data):
+    """½ (θ-c)ᵀA(θ-c) + Σcos θ, whose curvature may have either sign."""
+    A, c = data
+    return dot(theta - c, A @ (theta - c)) / 2 + torch.cos(theta).sum()
+
+
+def _largest_norm(hessians):
+    return max(torch.linalg.matrix_norm(H, 2) for H in hessians)
+
+
+def _trust(
+    *,
+    points=lambda path: path[:-1],
+    data=lambda task: task.support,
+    size=_largest_norm,
+    bound=lambda lr, beta, steps: (1 + lr * beta) ** steps - 1,
+    relative_to=lambda exact, v: v,
+    descends=lambda bound, lr, beta, exact, v: bound < 1,
+):
+    """Error, bound and certificate of FOMAML, perhaps with a mistake."""
+
+    def trust(loss, theta, task, lr, steps):
+        inner = GradientDescent(lr, steps)
+        exact, v = (
+            meta_gradient(loss, theta, [task], inner, method)
+            for method in ("reverse", "first_order")
+        )
+        path = adaptation_path(loss, theta, task.support, inner)
+        beta = size([hessian(loss)(p, data(task)) for p in points(path)])
+        most = bound(lr, beta, steps)
+        error = (v - exact).norm() / relative_to(exact, v).norm()
+        return error, most, bool(descends(most, lr, beta, exact, v))
+
+    return trust
+
+
+def _largest_eigenvalue(hessians):
+    return max(torch.linalg.eigvalsh(H).max() for H in hessians)
+
+
+_TRUST_BUG = {
+    "signed": (
+        "negative-curvature",
+        "β is the largest eigenvalue; the bound wants the largest in size",
+        {"size": _largest_eigenvalue},
+    ),
+    "start": (
+        "curvature-at-the-start",
+        "β is that of θ alone; where later steps start, the curvature counts too",
+        {"points": lambda path: path[:1]},
+    ),
+    "certificate": (
+        "one-step-condition",
+        "αβ < 1 is no condition for several steps",
+        {"descends": lambda bound, lr, beta, exact, v: lr * beta < 1},
+    ),
+}
+
+
+def _left(bugs):
+    names, texts, settings = zip(*(_TRUST_BUG[bug] for bug in bugs))
+    return Mistake(
+        "+".join(names),
+        ("one bug is left: " if len(bugs) == 1 else f"{len(bugs)} are left: ")
+        + "; ".join(texts)
+        + ".",
+        _trust(**{key: x for one in settings for key, x in one.items()}),
+    )
+
+
+_TRUST = (
+    *sorted(
+        (
+            _left([bug for bug, there in zip(_TRUST_BUG, flags) if there])
+            for flags in product((False, True), repeat=3)
+            if any(flags)
+        ),
+        key=lambda mistake: mistake.name.count("+"),
+    ),
+    Mistake(
+        "one-point-more",
+        "β is taken at θ_K too; no inner step starts there.",
+        _trust(points=lambda path: path),
+    ),
+    Mistake(
+        "query-curvature",
+        "the Hessians are those of the query loss; the inner steps are made "
+        "on the support loss.",
+        _trust(data=lambda task: task.query),
+    ),
+    Mistake(
+        "frobenius",
+        "β is a Frobenius norm; that is a bound too, but a larger one.",
+        _trust(size=lambda hessians: max(H.norm() for H in hessians)),
+    ),
+    Mistake(
+        "linear",
+        "the bound is Kαβ; that is its first term only, and too small.",
+        _trust(bound=lambda lr, beta, steps: steps * lr * beta),
+    ),
+    Mistake(
+        "relative-to-the-gradient",
+        "the error is divided by the norm of ∇F; the theorem's bound is "
+        "relative to FOMAML's own direction.",
+        _trust(relative_to=lambda exact, v: exact),
+    ),
+    Mistake(
+        "measured-for-certified",
+        "whether FOMAML descends is measured, with the exact gradient; "
+        "wanted is what the bound alone says.",
+        _trust(descends=lambda bound, lr, beta, exact, v: dot(exact, v) > 0),
+    ),
+    Mistake(
+        "error-for-bound",
+        "the measured error is below 1, and so FOMAML descends; wanted is "
+        "what the bound alone says.",
+        _trust(
+            descends=lambda bound, lr, beta, exact, v: (
+                (v - exact).norm() < v.norm()
+            )
+        ),
+    ),
+)
+
+
+def _trust_instances():
+    generator = torch.Generator().manual_seed(17)
+
+    def data(*curvatures):
+        Q, _ = torch.linalg.qr(_normal(generator, 2, 2))
+        A = Q @ torch.diag(torch.tensor(curvatures).double()) @ Q.T
+        return A, _normal(generator, 2)
+
+    return [
+        (tilted, _normal(generator, 2), Task(data(*bends), data(1, 2)), lr, K)
+        for bends, lr, K in (
+            ((-1.5, 0.5), 0.1, 2),
+            ((1.0, 2.5), 0.2, 4),
+            ((-2.0, 1.0), 0.3, 3),
+            ((1.0, 3.0), 0.5, 2),
+        )
+    ]
+
+
 EXERCISES = (
     Exercise(
         id="first-order-1",
@@ -471,5 +662,14 @@ EXERCISES = (
         read="the section “When it fails”, on divergence.",
         solution=_threshold,
         mistakes=_STEEP,
+    ),
+    Exercise(
+        id="first-order-6",
+        title="Find the bugs: how far to trust FOMAML",
+        chapter=5,
+        read="the sections “How far off” and “Is it at least downhill?”.",
+        solution=_trust(),
+        instances=_trust_instances,
+        mistakes=_TRUST,
     ),
 )

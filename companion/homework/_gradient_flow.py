@@ -115,6 +115,12 @@ _STEPS = (
         lambda hessians: 2 / _spectra(hessians.mean(0))[0],
     ),
     Mistake(
+        "curvature-itself",
+        "this is the largest curvature of the mean; the step's bound falls "
+        "when the curvature grows.",
+        lambda hessians: _spectra(hessians.mean(0))[-1],
+    ),
+    Mistake(
         "trace",
         "the trace, the sum of all curvatures, is larger than λ_max; this is "
         "safe, and not the bound.",
@@ -199,6 +205,30 @@ _IMPLICIT = (
         _solved(
             lambda h: h / 2,
             lambda theta, A, c, h: theta + h * A @ (c - theta / 2),
+        ),
+    ),
+    Mistake(
+        "center-sign",
+        "hAc has the wrong sign on the right-hand side: the gradient is "
+        "A(θ_{k+1} - c).",
+        _solved(lambda h: h, lambda theta, A, c, h: theta - h * A @ c),
+    ),
+    Mistake(
+        "center-not-added",
+        "this is the new distance from the centre; c has to be added again.",
+        _solved(lambda h: h, lambda theta, A, c, h: theta - c),
+    ),
+    Mistake(
+        "displacement",
+        "this is by how much θ moves; wanted is where it arrives.",
+        lambda theta, A, c, h: _implicit_step(theta, A, c, h) - theta,
+    ),
+    Mistake(
+        "flow",
+        "this is the flow itself, to time h; the implicit step is an "
+        "approximation of it, with (I + hA)⁻¹ for the exponential.",
+        lambda theta, A, c, h: (
+            c + torch.linalg.matrix_exp(-h * A) @ (theta - c)
         ),
     ),
 )
@@ -369,6 +399,15 @@ def _copied_but_moved(field, theta, time, steps):
     return np.array(states)
 
 
+def _aliased_copy(**bugs):
+    """The start is copied, and the rows are one array all the same."""
+
+    def solve(field, theta, time, steps):
+        return with_bugs(aliased=True, **bugs)(field, theta.copy(), time, steps)
+
+    return solve
+
+
 _SOLVERS = (
     *sorted(
         (
@@ -383,6 +422,31 @@ _SOLVERS = (
         "the rows are right, but += still changes the caller's array; write "
         "theta = theta + ...",
         _copied_but_moved,
+    ),
+    Mistake(
+        "aliasing",
+        "the start is safe, but += still moves one array in place: every row "
+        "is the last state.",
+        _aliased_copy(),
+    ),
+    Mistake(
+        "aliasing+wrong-step",
+        "2 are left: the start is safe, but += still moves one array in "
+        "place; the step is time/(steps + 1).",
+        _aliased_copy(short=True),
+    ),
+    Mistake(
+        "aliasing+time-ignored",
+        "2 are left: the start is safe, but += still moves one array in "
+        "place; the field is asked at time 0 in every step.",
+        _aliased_copy(timeless=True),
+    ),
+    Mistake(
+        "aliasing+time-ignored+wrong-step",
+        "3 are left: the start is safe, but += still moves one array in "
+        "place; the field is asked at time 0 in every step; the step is "
+        "time/(steps + 1).",
+        _aliased_copy(timeless=True, short=True),
     ),
     Mistake(
         "time-at-the-end",

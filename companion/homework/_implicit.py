@@ -59,10 +59,33 @@ _BY_HAND = (
         _S * _slope / 2,
     ),
     Mistake(
+        "no-strength",
+        "a factor λ is missing, twice: adapted parameters and Jacobian have "
+        "λ(λI + A)⁻¹, not (λI + A)⁻¹.",
+        _S / 2 * (_S / 2 * _theta - _c),
+    ),
+    Mistake(
         "one-step",
         "this is a gradient step's factor I - A/λ, the first two terms of the "
         "series of (I + A/λ)⁻¹; the proximal step is solved to the end.",
         (_I - _A / 2) * _slope,
+    ),
+    Mistake(
+        "one-step",
+        "this is MAML with one gradient step of the rate 1/λ; the proximal "
+        "step is solved to the end.",
+        (_I - _A / 2) * ((_I - _A / 2) * _theta - _c),
+    ),
+    Mistake(
+        "half-pulled-back",
+        "the factor (I + A/λ)⁻¹ is applied to the adapted parameters alone; "
+        "the whole query gradient is pulled back, c with it.",
+        _S * _S * _theta - _c,
+    ),
+    Mistake(
+        "adapted",
+        "these are the adapted parameters; wanted is the meta-gradient.",
+        _S * _theta,
     ),
     Mistake(
         "gradient-at-theta",
@@ -209,6 +232,22 @@ _FROM_SOLUTION = (
         _implicit(system=damped),
     ),
     Mistake(
+        "damping",
+        "the system's identity counts twice: H is the Hessian of the support "
+        "loss alone, without the penalty's λI.",
+        _implicit(system=lambda H, I, s: 2 * s * I + H),
+    ),
+    Mistake(
+        "at-the-start",
+        "Hessian and query gradient are both taken at θ; they belong at φ*.",
+        _implicit(at="theta", query_at="theta"),
+    ),
+    Mistake(
+        "swapped",
+        "support and query have changed places.",
+        _implicit(support="query", query="support"),
+    ),
+    Mistake(
         "joint-training",
         "this is the query gradient at θ, as if nothing had been adapted.",
         lambda loss, theta, phi, task, strength: gradient(loss)(
@@ -236,6 +275,12 @@ def _by_strength(*, sign=1, system=None, outer=None, **where):
 
 
 _STRENGTH = (
+    Mistake(
+        "strength-squared",
+        "a factor 1/λ is too many: with x for the solution of "
+        "(λI + H)x = ∇L^q it is ⟨x, θ - φ*⟩.",
+        _by_strength(outer=lambda s: 1 / s),
+    ),
     Mistake(
         "sign",
         "the sign is wrong: a stronger penalty moves φ* *towards* θ.",
@@ -290,14 +335,20 @@ _STRENGTH = (
 # implicit-4: find the bugs. -------------------------------------------------
 
 
-def with_bugs(*, damping=False, start=False, short=False):
-    """The program of the exercise, with those of its bugs that are left."""
+def _undamped(H, identity, strength):
+    return strength * identity + H
+
+
+def with_bugs(*, damping=None, start=False, short=False):
+    """The program of the exercise, with those of its bugs that are left.
+
+    ``damping`` is what the matrix of a strength is made to.
+    """
 
     def meta(loss, theta, phi, task, strength):
         H = hessian(loss)(theta if start else phi, task.support)
         identity = torch.eye(len(theta), dtype=theta.dtype)
-        matrix = damped(H, identity, strength) / strength
-        matrix = matrix if damping else identity + H / strength
+        matrix = (damping or _undamped)(H, identity, strength) / strength
         b = gradient(loss)(phi, task.query)
         x, r, p = torch.zeros_like(b), b, b
         for _ in range(1 if short else len(b)):
@@ -309,36 +360,59 @@ def with_bugs(*, damping=False, start=False, short=False):
     return meta
 
 
+# Each place of the program: what may be left there, its name and its text.
+_NOTHING = (None, "", "")
 _BUG = {
     "damping": (
-        "damping",
-        "the system is damped: its matrix is not I + H/λ",
+        _NOTHING,
+        (
+            damped,
+            "damping",
+            "the system is damped: its matrix is not I + H/λ",
+        ),
+        (
+            lambda H, I, s: 2 * s * I + H,
+            "identity-twice",
+            "the system is still damped: its identity counts twice",
+        ),
+        (
+            lambda H, I, s: s * (I + H / (s + 10)),
+            "addition",
+            "the system is still damped: H is not divided by λ alone",
+        ),
     ),
-    "start": ("hessian-at-theta", "the Hessian is taken at θ, not at φ*"),
+    "start": (
+        _NOTHING,
+        (True, "hessian-at-theta", "the Hessian is taken at θ, not at φ*"),
+    ),
     "short": (
-        "unfinished",
-        "conjugate gradients stop after one product, unfinished",
+        _NOTHING,
+        (
+            True,
+            "unfinished",
+            "conjugate gradients stop after one product, unfinished",
+        ),
     ),
 }
 
 
-def _remaining(flags):
-    left = [_BUG[bug] for bug, there in flags.items() if there]
+def _remaining(bugs):
+    _, names, texts = zip(*(bug for bug in bugs if bug != _NOTHING))
     return Mistake(
-        "+".join(name for name, _ in left),
-        ("one bug is left: " if len(left) == 1 else f"{len(left)} are left: ")
-        + "; ".join(text for _, text in left)
+        "+".join(names),
+        ("one bug is left: " if len(names) == 1 else f"{len(names)} are left: ")
+        + "; ".join(texts)
         + ".",
-        with_bugs(**flags),
+        with_bugs(**{place: bug[0] for place, bug in zip(_BUG, bugs)}),
     )
 
 
 _BUGS = tuple(
     sorted(
         (
-            _remaining(dict(zip(_BUG, flags)))
-            for flags in product((False, True), repeat=3)
-            if any(flags)
+            _remaining(bugs)
+            for bugs in product(*_BUG.values())
+            if any(bug != _NOTHING for bug in bugs)
         ),
         key=lambda mistake: mistake.name.count("+"),
     )
@@ -376,6 +450,22 @@ _JUMP = (
         "scale",
         "a is missing: it is not 1 here.",
         2 * sp.sqrt(_b - _lambda),
+    ),
+    Mistake(
+        "threshold",
+        "this is the strength from which on φ* is unique; wanted is the jump "
+        "for a smaller one.",
+        _b,
+    ),
+    Mistake(
+        "no-root",
+        "this is in φ²; the distance is in φ.",
+        2 * (_b - _lambda) / _a,
+    ),
+    Mistake(
+        "own-well",
+        "this is for the page's double well, a = b = 1.",
+        2 * sp.sqrt(1 - _lambda),
     ),
 )
 

@@ -219,20 +219,20 @@ _BALANCE = 1 - 1 / _K
 _BALANCES = (
     Mistake(
         "plain-descent",
-        "with ε = 1 the update is K steps of plain descent, which follows "
+        "with u = 1 the update is K steps of plain descent, which follows "
         "the gradient flow to first order only.",
         sp.Integer(1),
     ),
     Mistake(
         "rate-for-epsilon",
         "this is η/α at balance, for the direction divided by K. What is η "
-        "in terms of ε?",
+        "in terms of u?",
         _K - 1,
     ),
     Mistake(
         "mean-for-sum",
         "θ - θ_K is α times the sum of K gradients, not α times their mean: "
-        "η = εKα.",
+        "η = uKα.",
         (_K - 1) / 4,
     ),
     Mistake(

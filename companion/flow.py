@@ -282,18 +282,18 @@ def _forward(problem, task):
 
 def _linear_flow(loss, theta, data, time):
     """The flow of a quadratic loss on symbols, by the matrix exponential."""
-    H = hessian(loss)(theta, data)
-    g = gradient(loss)(theta, data)
-    one = not isinstance(theta, sp.MatrixBase)
     if not isinstance(theta, (sp.Expr, sp.MatrixBase)):
         raise TypeError(
             "GradientFlow on symbols needs theta to be an expression or a "
             f"matrix, got {type(theta).__name__}"
         )
+    one = not isinstance(theta, sp.MatrixBase)
+    anywhere = sp.Dummy("x") if one else theta.applyfunc(lambda _: sp.Dummy())
+    H = hessian(loss)(anywhere, data)
+    g = gradient(loss)(theta, data)
     H, g = (sp.Matrix([[H]]), sp.Matrix([g])) if one else (H, g)
-    if H.free_symbols & sp.Matrix([theta]).free_symbols or H.atoms(
-        sp.core.function.AppliedUndef
-    ):
+    H = H.applyfunc(sp.simplify)
+    if H.free_symbols & sp.Matrix([anywhere]).free_symbols:
         raise ValueError(
             "GradientFlow on symbols needs a quadratic loss, whose flow has "
             f"a closed form; here the Hessian is {H}"
@@ -304,9 +304,15 @@ def _linear_flow(loss, theta, data, time):
         (-t * H)
         .exp()
         .applyfunc(lambda entry: sp.integrate(sp.expand(entry), (t, 0, time)))
+        .applyfunc(_generic)
     )
     moved = (kernel * g).applyfunc(sp.simplify)
     return theta - (moved[0] if one else moved)
+
+
+def _generic(e):
+    """Symbols that may vanish do not: a case of measure zero is no case."""
+    return e.replace(sp.Piecewise, lambda *cases: cases[0][0])
 
 
 def largest_curvature(loss: Loss, theta: Parameters, data: Any) -> float:

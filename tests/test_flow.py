@@ -209,6 +209,35 @@ def test_symbols_flow_by_the_matrix_exponential():
         adapt(lambda x, data: x**4, x, None, GradientFlow(T))
 
 
+def test_the_start_may_hold_the_symbols_of_the_loss():
+    x, c = sp.symbols("x c")
+    a, T = sp.symbols("a T", positive=True)
+
+    def loss(x, data):
+        return a * (x - c) ** 2 / 2
+
+    twice = adapt(loss, adapt(loss, x, None, GradientFlow(T)), None,
+                  GradientFlow(T))  # fmt: skip
+    once = adapt(loss, x, None, GradientFlow(2 * T))
+    assert sp.simplify(twice - once) == 0
+
+
+def test_a_matrix_of_symbols_without_a_sign_flows_too():
+    a, b, x, y, T = sp.symbols("a b x y T", real=True)
+    H, theta = sp.Matrix([[a, b], [b, a]]), sp.Matrix([x, y])
+    found = adapt(
+        lambda theta, data: (theta.T * H * theta)[0] / 2,
+        theta, None, GradientFlow(T),
+    )  # fmt: skip
+    rotated = sp.Matrix([x + y, x - y]) / 2
+    slow, fast = sp.exp(-T * (a + b)), sp.exp(-T * (a - b))
+    expected = sp.Matrix(
+        [slow * rotated[0] + fast * rotated[1],
+         slow * rotated[0] - fast * rotated[1]]
+    )  # fmt: skip
+    assert (found - expected).applyfunc(sp.simplify).is_zero_matrix
+
+
 def test_second_derivatives_and_derivatives_by_the_data_are_refused():
     inner = GradientFlow(0.3)
     with pytest.raises(ValueError, match="first derivative only"):

@@ -30,20 +30,6 @@ def test_the_chapter_has_its_six_exercises():
     assert all(exercises()[i].chapter == 1 for i in IDS)
 
 
-@pytest.mark.parametrize(
-    ("exercise", "mistake"),
-    [
-        pytest.param(i, mistake, id=f"{i}-{mistake.name}-{k}")
-        for i in IDS
-        for k, mistake in enumerate(exercises()[i].mistakes)
-    ],
-)
-def test_listed_mistakes_are_told_apart(exercise, mistake):
-    verdict = check(exercise, mistake.answer)
-    assert not verdict
-    assert verdict.mistake == mistake.name
-
-
 # article-1. -----------------------------------------------------------------
 
 

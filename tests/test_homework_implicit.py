@@ -7,37 +7,7 @@ import torch
 
 from companion import Proximal, gradient, hessian, meta_gradient
 from companion.homework import check, exercises
-from companion.homework._implicit import EXERCISES, damped, with_bugs
-
-PLANTED = [
-    pytest.param(
-        exercise.id, mistake, id=f"{exercise.id}-{mistake.name}-{number}"
-    )
-    for exercise in EXERCISES
-    for number, mistake in enumerate(exercise.mistakes)
-]
-
-
-def test_the_exercises_of_the_chapter_are_registered():
-    assert [e.id for e in EXERCISES] == [f"implicit-{n}" for n in range(1, 6)]
-    assert {e.id for e in EXERCISES} <= set(exercises())
-    assert {e.chapter for e in EXERCISES} == {6}
-
-
-@pytest.mark.parametrize(("exercise", "mistake"), PLANTED)
-def test_every_planted_mistake_gets_its_own_diagnosis(exercise, mistake):
-    verdict = check(exercise, mistake.answer)
-    assert not verdict
-    assert verdict.mistake == mistake.name
-    assert verdict.message == mistake.message
-
-
-@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.id)
-def test_the_solution_passes_and_nothing_passes_for_everything(exercise):
-    assert check(exercise.id, exercise.solution)
-    assert check(exercise.id, None).mistake == "blank"
-    assert not check(exercise.id, "the implicit function theorem")
-
+from companion.homework._implicit import damped, with_bugs
 
 # Right answers, written differently. ----------------------------------------
 

@@ -81,6 +81,35 @@ _FLOORS = (
         "meta-gradient is w(θ - c), so w multiplies the noise too.",
         _eta * _a**2 / (_filter * (2 - _eta * _filter)) * _sigma**2 / _n,
     ),
+    Mistake(
+        "one-step",
+        "this is the variance that one step adds, η²w²σ²/n; the earlier steps "
+        "have left something as well.",
+        (_eta * _filter) ** 2 * _sigma**2 / _n,
+    ),
+    Mistake(
+        "factor-not-squared",
+        "a step multiplies the variance by (1 - ηw)², not by 1 - ηw.",
+        _eta * _filter * _sigma**2 / _n,
+    ),
+    Mistake(
+        "curvature-forgotten",
+        "here the filter is (1 - αa)²; the loss's own curvature a belongs in "
+        "it, too.",
+        _floor((1 - _alpha * _a) ** 2),
+    ),
+    Mistake(
+        "filter-squared",
+        "this has (1 - αa)⁴: the factor stands squared in the gradient "
+        "already, and the floor depends on the gradient's curvature.",
+        _floor(_a * (1 - _alpha * _a) ** 4),
+    ),
+    Mistake(
+        "adapted",
+        "this multiplies by (1 - αa)² once more, as if the parameters after "
+        "adaptation were meant; wanted is the variance of θ.",
+        (1 - _alpha * _a) ** 2 * _FLOOR,
+    ),
 )
 
 
@@ -164,6 +193,20 @@ _RATES = (
             / (weights.mean() ** 2 + weights.std(correction=0) / n)
         ),
     ),
+    Mistake(
+        "second-moment-for-variance",
+        "added to the squared mean is the variance over n, not the second "
+        "moment over n: a pool of equal tasks has the bound 2/w.",
+        lambda weights, n: (
+            2 * weights.mean() / (weights.mean() ** 2 + (weights**2).mean() / n)
+        ),
+    ),
+    Mistake(
+        "batch-squared",
+        "the mean of n independent tasks has the variance Var(w)/n, not "
+        "Var(w)/n².",
+        lambda weights, n: _largest_rate(weights, n**2),
+    ),
 )
 
 
@@ -211,6 +254,16 @@ def _one_task_a_step(directions, theta, integers, outer_lr, steps, n):
         steps,
         n,
     )
+
+
+def _over_the_pool(directions, theta, integers, outer_lr, steps, n):
+    """The sum over the batch, divided by the size of the pool."""
+    scaled = outer_lr * n / len(directions)
+    return with_bugs()(directions, theta, integers, scaled, steps, n)
+
+
+def _swapped(*arguments):
+    return with_bugs()(*arguments)[::-1]
 
 
 def _at_the_average(directions, theta, integers, outer_lr, steps, n):
@@ -312,6 +365,17 @@ _LOOPS = (
         _one_task_a_step,
     ),
     Mistake(
+        "divided-by-the-pool",
+        "the sum over the batch is divided by the number of all tasks; a mean "
+        "over n tasks is divided by n.",
+        _over_the_pool,
+    ),
+    Mistake(
+        "swapped",
+        "the two results are in the other order: the last iterate comes first.",
+        _swapped,
+    ),
+    Mistake(
         "gradient-at-the-average",
         "the gradients are taken at the average; averaging only watches the "
         "path, and must not change it.",
@@ -351,6 +415,19 @@ def _in_the_eigenbasis(entries):
 def _as_if_commuting(A, C, outer_lr):
     eye = torch.eye(len(A), dtype=A.dtype)
     return outer_lr * C @ torch.linalg.inv(A @ (2 * eye - outer_lr * A))
+
+
+def _noise_not_turned(A, C, outer_lr):
+    values, basis = torch.linalg.eigh(A)
+    pairs = values[:, None] + values
+    pairs = pairs - outer_lr * torch.outer(values, values)
+    return basis @ (outer_lr * C / pairs) @ basis.T
+
+
+def _without_eigenbasis(A, C, outer_lr):
+    values = torch.diag(A)
+    pairs = values[:, None] + values
+    return outer_lr * C / (pairs - outer_lr * torch.outer(values, values))
 
 
 def _covariance_instances():
@@ -408,6 +485,24 @@ _COVARIANCES = (
             @ _stationary(A, C, outer_lr)
             @ torch.linalg.eigh(A)[1]
         ),
+    ),
+    Mistake(
+        "noise-not-turned",
+        "the C_ij of the formula are entries in the eigenbasis of A: turn C "
+        "before dividing.",
+        _noise_not_turned,
+    ),
+    Mistake(
+        "without-the-eigenbasis",
+        "the a_i of the formula are eigenvalues of A, and this has its "
+        "diagonal entries.",
+        _without_eigenbasis,
+    ),
+    Mistake(
+        "diffusion-as-if-commuting",
+        "this is ηC A⁻¹/2: the diffusion's covariance, for small η only, and "
+        "only if C commutes with A.",
+        lambda A, C, outer_lr: outer_lr * C @ torch.linalg.inv(A) / 2,
     ),
     Mistake(
         "noise-filtered-twice",
@@ -481,6 +576,12 @@ _CLIPPINGS = (
         "the far tasks have the probability p: it belongs in the numerator.",
         _r * (1 - _p) / _p,
     ),
+    Mistake(
+        "half-clipped",
+        "here the far tasks pull with b - r: clipping leaves r of a gradient, "
+        "it does not take r away.",
+        _p * (_b - _r) / (1 - _p),
+    ),
 )
 
 
@@ -533,6 +634,33 @@ _FACTORS = (
         "variance-squared",
         "v is the variance already; it is not squared.",
         _a * ((1 - _alpha * _a) ** 2 + _alpha**2 * _v**2),
+    ),
+    Mistake(
+        "curvature-forgotten",
+        "the query loss's curvature a is missing; it multiplies both terms.",
+        (1 - _alpha * _a) ** 2 + _alpha**2 * _v,
+    ),
+    Mistake(
+        "half",
+        "the ½ of the penalty is spent when it is differentiated: its slope "
+        "is α²va(θ - c).",
+        _a * ((1 - _alpha * _a) ** 2 + _alpha**2 * _v / 2),
+    ),
+    Mistake(
+        "bias-only",
+        "this is the bias alone; the full batch's factor comes before it.",
+        _a * _alpha**2 * _v,
+    ),
+    Mistake(
+        "objective",
+        "this is the factor of (θ - c)² in the objective; its slope has twice "
+        "that times (θ - c).",
+        _a * ((1 - _alpha * _a) ** 2 + _alpha**2 * _v) / 2,
+    ),
+    Mistake(
+        "no-adaptation",
+        "this is the slope of the query loss without any adaptation.",
+        _a,
     ),
 )
 

@@ -42,6 +42,13 @@ def test_the_solution_passes_and_nothing_passes_for_everything(exercise):
     assert not check(exercise.id, "random tasks")
 
 
+def test_a_standard_deviation_is_known_in_the_symbols_of_the_page():
+    a, alpha, eta, n, sigma = sp.symbols("a alpha eta n sigma", positive=True)
+    w = a * (1 - alpha * a) ** 2
+    floor = eta * w / (2 - eta * w) * sigma**2 / n
+    assert check("random-tasks-1", sp.sqrt(floor)).mistake == "deviation"
+
+
 # Right answers, written differently. ----------------------------------------
 
 
@@ -83,6 +90,19 @@ def test_the_loop_may_keep_a_list():
         return path[-1], np.mean(path[:-1], axis=0)
 
     assert check("random-tasks-3", by_list)
+
+
+def test_the_loop_may_draw_one_by_one_and_shorten_the_rate():
+    def one_by_one(directions, theta, integers, outer_lr, steps, n):
+        total = np.zeros_like(theta)
+        for _ in range(steps):
+            total = total + theta
+            chosen = [integers(len(directions), 1)[0] for _ in range(n)]
+            slope = sum(directions[i](theta) for i in chosen)
+            theta = theta - outer_lr / n * slope
+        return theta, total / steps
+
+    assert check("random-tasks-3", one_by_one)
 
 
 def test_the_draws_of_the_loop_are_made_afresh_and_reach_every_task():

@@ -26,6 +26,13 @@ def _floor(weight, rate=_eta, variance=_sigma**2 / _n):
     return rate * weight / (2 - rate * weight) * variance
 
 
+def _root(x):
+    """Of positive symbols, like the page's: there sqrt(z²) becomes |z|."""
+    return sp.sqrt(
+        x.subs({s: sp.Symbol(s.name, positive=True) for s in x.free_symbols})
+    )
+
+
 _filter = _a * (1 - _alpha * _a) ** 2
 _FLOOR = _floor(_filter)
 
@@ -63,7 +70,7 @@ _FLOORS = (
     Mistake(
         "deviation",
         "this is the standard deviation; the question wants the variance.",
-        sp.sqrt(_FLOOR),
+        _root(_FLOOR),
     ),
     Mistake(
         "deviation-for-variance",

@@ -117,7 +117,12 @@ def test_the_longest_horizon_may_come_from_norms_or_numpy():
         top = np.linalg.eigvalsh(A.numpy()).max()
         return float(np.log(tolerance / rounding) / top)
 
+    def by_single_precision(A, rounding, tolerance):
+        ratio = torch.log(torch.tensor(tolerance / rounding))
+        return ratio / torch.linalg.eigvalsh(A).max()
+
     assert check("continuous-maml-5", by_norm)
+    assert check("continuous-maml-5", by_single_precision)
     assert check("continuous-maml-5", by_numpy)
 
 

@@ -63,6 +63,17 @@ _CLOSED = (
         (_END - _c) / _S,
     ),
     Mistake(
+        "hessian-at-the-end",
+        "this takes the Hessian at the end for all times. Along the flow it "
+        "changes: Ṡ = -3θ(t)²S.",
+        sp.exp(-3 * _T * _END**2) * (_END - _c),
+    ),
+    Mistake(
+        "sensitivity-alone",
+        "this is S(T) alone; it multiplies the query gradient at θ(T).",
+        _S,
+    ),
+    Mistake(
         "horizon",
         "this is the derivative in T; wanted is that in θ.",
         -(_END - _c) * _END**3,
@@ -169,6 +180,35 @@ _FLOW = (
             _decay(A, T) @ B @ (_end(theta, A, c, T) - c)
         ),
     ),
+    Mistake(
+        "no-centre",
+        "the state is taken to tend to 0; it tends to the support's centre c.",
+        lambda theta, A, c, B, q, T: (
+            _decay(A, T) @ B @ (_decay(A, T) @ theta - q)
+        ),
+    ),
+    Mistake(
+        "distance-for-state",
+        "e^(-TA)(θ - c) is the distance from the centre c; the state is c "
+        "plus that.",
+        lambda theta, A, c, B, q, T: (
+            _decay(A, T) @ B @ (_decay(A, T) @ (theta - c) - q)
+        ),
+    ),
+    Mistake(
+        "support-curvature",
+        "the query gradient has the query's curvature B, not A.",
+        lambda theta, A, c, B, q, T: (
+            _decay(A, T) @ A @ (_end(theta, A, c, T) - q)
+        ),
+    ),
+    Mistake(
+        "query-flow",
+        "the flow descends the support loss: the exponent has A, not B.",
+        lambda theta, A, c, B, q, T: (
+            _decay(B, T) @ B @ (_end(theta, B, c, T) - q)
+        ),
+    ),
 )
 
 
@@ -211,6 +251,11 @@ _HORIZONS = (
         "a steep task adapts faster and needs less time: the factor 1/a is "
         "missing.",
         sp.log(1 + _sigma**2 / _tau),
+    ),
+    Mistake(
+        "curvature-inverted",
+        "a steep task adapts faster and needs less time: divide by a.",
+        _a * sp.log(1 + _sigma**2 / _tau),
     ),
     Mistake(
         "half",
@@ -339,6 +384,27 @@ def _one_late(grad_s, hess_s, grad_q, theta, T, K):
     return p
 
 
+def _one_factor_more(grad_s, hess_s, grad_q, theta, T, K):
+    h, states = T / K, [theta]
+    for _ in range(K):
+        states.append(states[-1] - h * grad_s(states[-1]))
+    p = grad_q(states[-1])
+    for state in reversed(states):
+        p = p - h * hess_s(state) @ p
+    return p
+
+
+def _integrated_back(grad_s, hess_s, grad_q, theta, T, K):
+    h, state = T / K, theta
+    for _ in range(K):
+        state = state - h * grad_s(state)
+    p = grad_q(state)
+    for _ in range(K):
+        state = state + h * grad_s(state)
+        p = p - h * hess_s(state) @ p
+    return p
+
+
 _ADJOINTS = (
     *sorted(
         (
@@ -371,6 +437,17 @@ _ADJOINTS = (
         "the Hessians are one state late: step k leaves the state k, and the "
         "last state of all is left by no step.",
         _one_late,
+    ),
+    Mistake(
+        "one-factor-more",
+        "this has K + 1 factors: the last state of all is left by no step.",
+        _one_factor_more,
+    ),
+    Mistake(
+        "integrated-back",
+        "the states are integrated backward, and a step back does not return "
+        "to where the step came from; use the stored ones.",
+        _integrated_back,
     ),
 )
 
@@ -412,6 +489,18 @@ _BACK = (
         "this divides by the trace; the error grows with the largest "
         "curvature alone.",
         lambda A, r, tol: np.log(tol / r) / A.trace(),
+    ),
+    Mistake(
+        "frobenius-norm",
+        "the Frobenius norm mixes all curvatures; the largest one, the "
+        "spectral norm, decides.",
+        lambda A, r, tol: np.log(tol / r) / torch.linalg.norm(A),
+    ),
+    Mistake(
+        "diagonal",
+        "this takes the largest entry on the diagonal for the largest "
+        "eigenvalue.",
+        lambda A, r, tol: np.log(tol / r) / A.diagonal().max(),
     ),
     Mistake(
         "sign",
@@ -545,6 +634,7 @@ EXERCISES = (
         solution=_longest_horizon,
         instances=_back_instances,
         mistakes=_BACK,
+        rtol=1e-6,  # the logarithm of a float is often taken in float32
     ),
     Exercise(
         id="continuous-maml-6",

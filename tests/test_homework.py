@@ -255,6 +255,13 @@ def test_several_answers_can_be_right():
     assert judge(question, None).mistake == "blank"
 
 
+def test_an_answer_that_is_nearly_right_is_told_so_and_not_a_factor_of_one():
+    verdict = judge(FUNCTION, lambda v: 2 * v * (1 + 1e-6))
+    assert not verdict
+    assert verdict.mistake is None
+    assert "it is close, off by 1e-06" in verdict.message
+
+
 def test_a_wrong_value_is_told_neither_a_factor_nor_a_distance():
     for answer in (1.0, 0.7, -3.0):
         verdict = judge(exercise(0.35), answer)

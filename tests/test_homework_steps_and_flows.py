@@ -143,3 +143,45 @@ def test_the_third_curl_is_that_of_the_modified_field():
         return J[1, 0] - J[0, 1]
 
     assert check("steps-and-flows-6", by_definition)
+
+
+def test_the_third_curl_takes_the_flow_of_a_loss_as_the_page_does():
+    def by_the_page(loss, theta):
+        def third(theta):
+            ahead, at, behind = (
+                modified_field(gradient_flow(loss), h)(0.0, theta)
+                for h in (1.0, 0.0, -1.0)
+            )
+            return (ahead - 2 * at + behind) / 2
+
+        J = jacobian(third)(theta)
+        return J[1, 0] - J[0, 1]
+
+    assert check("steps-and-flows-6", by_the_page)
+
+
+def test_the_third_curl_may_be_a_difference_quotient():
+    def third(loss, theta):
+        H, g = hessian(loss)(theta), gradient(loss)(theta)
+        M = jacobian(lambda y: hessian(loss)(y) @ g)(theta)
+        return -H @ H @ g / 3 - M @ g / 12
+
+    def by_differences(loss, theta):
+        d = 1e-5 * torch.eye(2, dtype=torch.float64)
+        one, two = (
+            (third(loss, theta + e) - third(loss, theta - e)) / 2e-5 for e in d
+        )
+        return one[1] - two[0]
+
+    assert check("steps-and-flows-6", by_differences)
+
+
+def test_the_exact_matrix_may_be_a_long_series():
+    def series(A, h):
+        power, total = torch.eye(len(A), dtype=A.dtype), torch.zeros_like(A)
+        for k in range(1, 500):
+            power = h * power @ A
+            total = total - power / k / h
+        return total
+
+    assert check("steps-and-flows-2", series)

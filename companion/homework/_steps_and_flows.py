@@ -58,6 +58,27 @@ _GROWTHS = (
         "with h changes what h² needs.",
         _growth(-1, -1),
     ),
+    Mistake(
+        "curvature-alone",
+        "the term with h² lacks its first part, f'f'f/3.",
+        _growth(-1, sp.Rational(1, 6)),
+    ),
+    Mistake(
+        "no-powers",
+        "the coefficients are right; but the field is f + hf_2 + h²f_3, "
+        "and the powers of h are missing.",
+        _growth(-1, sp.Rational(3, 2)).subs(_h, 1),
+    ),
+    Mistake(
+        "third-alone",
+        "this is f_3 alone; the exercise wants f + hf_2 + h²f_3.",
+        sp.Rational(3, 2) * _x**4,
+    ),
+    Mistake(
+        "times-h",
+        "this is h times the modified field; a field is a speed.",
+        _h * _growth(-1, sp.Rational(3, 2)),
+    ),
 )
 
 
@@ -75,12 +96,20 @@ def _of_spectrum(function):
 _exact_matrix = _of_spectrum(lambda a, h: torch.log(1 - h * a) / h)
 
 
+def _turned_the_wrong_way(A, h):
+    curvatures, Q = torch.linalg.eigh(A)
+    return Q.T @ torch.diag(torch.log(1 - h * curvatures) / h) @ Q
+
+
 def _curvature_instances():
-    generator = torch.Generator().manual_seed(9)
+    # With negative entries beside the diagonal, the logarithm of the entries
+    # is finite, and can be told from that of the matrix.
     found = []
-    for dim, reach in ((2, 0.9), (3, 0.6)):
-        root = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
-        A = root @ root.T + 0.1 * torch.eye(dim, dtype=torch.float64)
+    for rows, reach in (
+        ([[2.0, -0.7], [-0.7, 1.0]], 0.9),
+        ([[2.0, -0.5, -0.3], [-0.5, 1.5, -0.4], [-0.3, -0.4, 1.0]], 0.6),
+    ):
+        A = torch.tensor(rows, dtype=torch.float64)
         found.append((A, reach / float(torch.linalg.eigvalsh(A)[-1])))
     return found
 
@@ -123,9 +152,26 @@ _MATRICES = (
         "entrywise",
         "this takes the logarithm of the entries; wanted is that of the "
         "matrix, through its eigenvectors.",
-        lambda A, h: (
-            torch.log((torch.eye(len(A), dtype=A.dtype) - h * A).abs()) / h
+        lambda A, h: torch.log(torch.eye(len(A), dtype=A.dtype) - h * A) / h,
+    ),
+    Mistake(
+        "eigenvector-basis",
+        "this matrix is diagonal: it is B in the basis of eigenvectors. "
+        "Turn it back with Q, whose columns they are.",
+        lambda A, h: torch.diag(
+            torch.log(1 - h * torch.linalg.eigvalsh(A)) / h
         ),
+    ),
+    Mistake(
+        "turned-the-wrong-way",
+        "the eigenvectors are the columns of Q, so B is QDQᵀ and not QᵀDQ.",
+        _turned_the_wrong_way,
+    ),
+    Mistake(
+        "step-matrix",
+        "this is the matrix of one descent step; the flow's matrix is its "
+        "logarithm, divided by h.",
+        lambda A, h: torch.eye(len(A), dtype=A.dtype) - h * A,
     ),
 )
 
@@ -148,12 +194,13 @@ def with_bugs(*, detached=False, minus=False, half=False):
     return modified_slope
 
 
-def _bent(theta):
+# As the page's losses: `gradient_flow` hands them data.
+def _bent(theta, data=None):
     a, b = theta
     return torch.sin(a * b) + (a - 2 * b) ** 2 / 2 + a**3 * b / 3
 
 
-def _hilly(theta):
+def _hilly(theta, data=None):
     a, b = theta
     return torch.exp(a - b) + torch.cos(2 * a + b) + b**4 / 4
 
@@ -247,6 +294,12 @@ _BALANCES = (
         sp.Integer(4),
     ),
     Mistake(
+        "fomaml",
+        "this is the balance of FOMAML in place of Reptile: its reward is "
+        "K/2, Reptile's (K - 1)/4.",
+        sp.Integer(2),
+    ),
+    Mistake(
         "inverted",
         "the fraction is upside down: with this the penalty outweighs the "
         "reward even more than in plain descent.",
@@ -267,6 +320,35 @@ def _step_on(factor):
         return theta - h * gradient(corrected)(theta)
 
     return step
+
+
+def _slope_at(share):
+    """∇L at θ - share · h∇L(θ)."""
+
+    def slope(loss, theta, h):
+        g = gradient(loss)(theta)
+        return gradient(loss)(theta - share * h * g)
+
+    return slope
+
+
+def _heun(loss, theta, h):
+    return theta - h / 2 * (
+        _slope_at(0)(loss, theta, h) + _slope_at(1)(loss, theta, h)
+    )
+
+
+def _maml_in_balance(loss, theta, h):
+    def adapted(theta):
+        return loss(theta - h / 4 * gradient(loss)(theta))
+
+    return theta - h * gradient(adapted)(theta)
+
+
+_OTHER_METHOD = (
+    "of second order as well, but {}; the exercise wants a gradient step on "
+    "L plus a multiple of ‖∇L‖²."
+)
 
 
 _CORRECTIONS = (
@@ -299,6 +381,40 @@ _CORRECTIONS = (
         "point after a step along it.",
         lambda loss, theta, h: (theta - _step_on(-0.25)(loss, theta, h)) / h,
     ),
+    Mistake(
+        "ascent",
+        "this step climbs: the gradient is to be subtracted.",
+        lambda loss, theta, h: 2 * theta - _step_on(-0.25)(loss, theta, h),
+    ),
+    Mistake(
+        "move-alone",
+        "this is the move; the exercise wants the point that it leads to.",
+        lambda loss, theta, h: _step_on(-0.25)(loss, theta, h) - theta,
+    ),
+    Mistake(
+        "factor-without-step",
+        "the factor before ‖∇L‖² must be proportional to the step h.",
+        lambda loss, theta, h: (
+            theta
+            - h * gradient(loss)(theta)
+            + h / 2 * hessian(loss)(theta) @ gradient(loss)(theta)
+        ),
+    ),
+    Mistake(
+        "maml-in-balance",
+        _OTHER_METHOD.format("this is MAML in balance itself"),
+        _maml_in_balance,
+    ),
+    Mistake(
+        "midpoint",
+        _OTHER_METHOD.format("this is the midpoint method"),
+        lambda loss, theta, h: theta - h * _slope_at(0.5)(loss, theta, h),
+    ),
+    Mistake(
+        "heun",
+        _OTHER_METHOD.format("this is Heun's method"),
+        _heun,
+    ),
 )
 
 
@@ -315,7 +431,8 @@ _CURLS = (
     Mistake(
         "sign",
         "the sign is wrong: the curl ∂_1 v_2 - ∂_2 v_1 is J_21 - J_12, the "
-        "other entry of J - Jᵀ.",
+        "other entry of J - Jᵀ. Or f''(f, f)/12 is alone here, whose curl "
+        "is the opposite of the sum's.",
         lambda loss, theta: -_bracket(loss, theta) / 6,
     ),
     Mistake(
@@ -395,5 +512,6 @@ EXERCISES = (
         solution=lambda loss, theta: _bracket(loss, theta) / 6,
         instances=_curl_instances,
         mistakes=_CURLS,
+        rtol=1e-6,  # difference quotients are right, too
     ),
 )

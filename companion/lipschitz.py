@@ -996,9 +996,9 @@ def adaptation_lipschitz(
 ) -> Number:
     """A Lipschitz constant of K gradient steps, in θ or in the data.
 
-    One step stretches by at most c = max(|1 - αμ|, |1 - αβ|), or 1 + αβ where
-    nothing is known of μ. K steps stretch by c^K; and replacing one of m
-    support examples moves θ' by at most (2αG/m) (1 + c + ... + c^{K-1}).
+    One step stretches by at most r = max(|1 - αμ|, |1 - αβ|), or 1 + αβ where
+    nothing is known of μ. K steps stretch by r^K; and replacing one of m
+    support examples moves θ' by at most (2αG/m) (1 + r + ... + r^{K-1}).
 
     Parameters
     ----------
@@ -1045,14 +1045,14 @@ def adaptation_lipschitz(
     >>> adaptation_lipschitz(alpha, 2, smoothness=beta)
     (alpha*beta + 1)**2
     """
-    c = _stretch(lr, steps, smoothness, strong_convexity)
+    r = _stretch(lr, steps, smoothness, strong_convexity)
     if wrt == "theta":
         if gradient_bound is not None or shots is not None:
             raise ValueError(
                 "gradient_bound and shots are used only with wrt='data', got "
                 f"{gradient_bound!r} and {shots!r}"
             )
-        return c**steps
+        return r**steps
     if wrt != "data":
         raise ValueError(f"wrt must be 'theta' or 'data', got {wrt!r}")
     if gradient_bound is None or shots is None:
@@ -1062,7 +1062,7 @@ def adaptation_lipschitz(
         )
     _check("gradient_bound", gradient_bound)
     _check("shots", shots, at_least=1)
-    return 2 * lr * gradient_bound / shots * _geometric(c, steps)
+    return 2 * lr * gradient_bound / shots * _geometric(r, steps)
 
 
 def _stretch(lr, steps, smoothness, strong_convexity):
@@ -1081,12 +1081,12 @@ def _stretch(lr, steps, smoothness, strong_convexity):
     return _maximum(abs(1 - lr * strong_convexity), abs(1 - lr * smoothness))
 
 
-def _geometric(c, steps):
-    """1 + c + ... + c^{K-1}, which is K at c = 1."""
+def _geometric(r, steps):
+    """1 + r + ... + r^{K-1}, which is K at r = 1."""
     if isinstance(steps, sp.Expr) and not steps.is_Integer:
-        closed = (c**steps - 1) / (c - 1) if c != 1 else steps
-        return sp.Piecewise((steps, sp.Eq(c, 1)), (closed, True))
-    return sum(c**k for k in range(int(steps)))
+        closed = (r**steps - 1) / (r - 1) if r != 1 else steps
+        return sp.Piecewise((steps, sp.Eq(r, 1)), (closed, True))
+    return sum(r**k for k in range(int(steps)))
 
 
 # The meta-objective. --------------------------------------------------------
@@ -1104,7 +1104,7 @@ def smoothness_bound(
 ) -> Number:
     """A Lipschitz constant of the meta-gradient ∇F after K inner steps.
 
-    c^{2K} β + αρ c^{K-1} (1 + c + ... + c^{K-1}) G, where c = 1 + αβ, or
+    r^{2K} β + αρ r^{K-1} (1 + r + ... + r^{K-1}) G, where r = 1 + αβ, or
     max(|1 - αμ|, |1 - αβ|) where μ is known.
 
     Parameters
@@ -1137,7 +1137,7 @@ def smoothness_bound(
 
     Notes
     -----
-    With c = 1 + αβ the second term is (ρ/β) c^{K-1} (c^K - 1) G. For tasks
+    With r = 1 + αβ the second term is (ρ/β) r^{K-1} (r^K - 1) G. For tasks
     with different constants, take the mean over tasks of the bounds.
 
     Examples
@@ -1146,21 +1146,21 @@ def smoothness_bound(
     >>> smoothness_bound(0.5, 1, smoothness=2.0, **constants)
     8.0
     """
-    c = _stretch(lr, steps, smoothness, strong_convexity)
+    r = _stretch(lr, steps, smoothness, strong_convexity)
     _check("hessian_lipschitz", hessian_lipschitz)
     _check("gradient_bound", gradient_bound)
     if query_smoothness is None:
         query_smoothness = smoothness
     _check("query_smoothness", query_smoothness)
-    bend = _bend(lr, steps, hessian_lipschitz, c)
-    return c ** (2 * steps) * query_smoothness + bend * gradient_bound
+    bend = _bend(lr, steps, hessian_lipschitz, r)
+    return r ** (2 * steps) * query_smoothness + bend * gradient_bound
 
 
-def _bend(lr, steps, hessian_lipschitz, c):
-    """The Lipschitz constant of the Jacobian of K steps that stretch by c."""
+def _bend(lr, steps, hessian_lipschitz, r):
+    """The Lipschitz constant of the Jacobian of K steps that stretch by r."""
     if steps == 0:
         return 0 * lr
-    return lr * hessian_lipschitz * c ** (steps - 1) * _geometric(c, steps)
+    return lr * hessian_lipschitz * r ** (steps - 1) * _geometric(r, steps)
 
 
 def strong_convexity_bound(
@@ -1175,7 +1175,7 @@ def strong_convexity_bound(
 ) -> Number:
     """A constant of strong convexity of F after K inner steps with α ≤ 1/β.
 
-    (1 - αβ)^{2K} μ - αρ c^{K-1} (1 + c + ... + c^{K-1}) G, where c = 1 - αμ.
+    (1 - αβ)^{2K} μ - αρ r^{K-1} (1 + r + ... + r^{K-1}) G, where r = 1 - αμ.
 
     Parameters
     ----------

@@ -4,7 +4,7 @@ A Lipschitz constant of f is a number C with ‖f(x) - f(y)‖ ≤ C ‖x - y‖
 x and y, in Euclidean norms; Lip(f) is the smallest. The functions on networks
 bracket it: sampled Jacobians from below, a product over layers from above, and
 on small ReLU networks the value itself. They copy the module, compute in
-float64 and return a float. The functions on adaptation and on the
+float64 on the CPU and return a float. The functions on adaptation and on the
 meta-objective are plain formulas in the constants of a loss, and take numbers,
 0-d tensors and sympy symbols alike. Derived in the chapters "Networks and
 robustness" and "Smoothness of the meta-objective".
@@ -538,7 +538,7 @@ def _fixed(module: nn.Module) -> nn.Module:
                 f"{name or 'the module'} ({part}) is another function at each "
                 "call; call module.eval() first"
             )
-    return copy.deepcopy(module).double().requires_grad_(False)
+    return copy.deepcopy(module).to("cpu", torch.float64).requires_grad_(False)
 
 
 # Networks, from below. ------------------------------------------------------
@@ -615,7 +615,7 @@ def lipschitz_lower_bound(
         draw = torch.randn(like.shape, generator=generator, dtype=like.dtype)
         return _unit(draw)
 
-    x = inputs.detach().double()
+    x = inputs.detach().to("cpu", torch.float64)
     x = x + 1e-6 * (1 + x.abs()) * directions(x)
     slope, best = climb(x)
     for step in range(steps):

@@ -564,7 +564,7 @@ def lipschitz_lower_bound(
         Any module that computes one function of one example, differentiable
         almost everywhere.
     inputs
-        Where to start, shape (n, *input shape).
+        Where to start, shape ``(n, *input shape)``.
     steps
         How many moves from each input; with 0 the Jacobians at the inputs.
     radius
@@ -782,9 +782,8 @@ def _most_regions(layers) -> int:
 def _regions(layers, cell, J, c, active) -> Iterator[LinearRegion]:
     """The regions within a cell on which the layers before are x ↦ Jx + c."""
     if not layers:
-        arrays = map(torch.from_numpy, (J, c, cell.centre))
-        jacobian, offset, centre = arrays
-        yield LinearRegion(active, jacobian, offset, centre, cell.radius)
+        arrays = map(torch.tensor, (J, c, cell.centre))
+        yield LinearRegion(active, *arrays, cell.radius)
         return
     layer, *rest = layers
     if isinstance(layer, nn.Linear):
@@ -887,7 +886,7 @@ def certified_radius(logits: Any, lipschitz: Number, label: Any = None) -> Any:
     ----------
     logits
         The outputs, shape (..., classes), or a sympy column. With one output,
-        whose sign is the class, the radius is |logit| / Lip.
+        whose sign is the class, the radius is ``|logit| / Lip``.
     lipschitz
         A Lipschitz constant of input ↦ logits, in Euclidean norms. A number, a
         0-d tensor, or a sympy expression.
@@ -996,8 +995,8 @@ def adaptation_lipschitz(
 ) -> Number:
     """A Lipschitz constant of K gradient steps, in θ or in the data.
 
-    One step stretches by at most r = max(|1 - αμ|, |1 - αβ|), or 1 + αβ where
-    nothing is known of μ. K steps stretch by r^K; and replacing one of m
+    One step stretches by at most ``r = max(|1 - αμ|, |1 - αβ|)``, or 1 + αβ
+    where nothing is known of μ. K steps stretch by r^K; and replacing one of m
     support examples moves θ' by at most (2αG/m) (1 + r + ... + r^{K-1}).
 
     Parameters
@@ -1022,7 +1021,7 @@ def adaptation_lipschitz(
 
     Returns
     -------
-    number, Tensor or sympy expression
+    float, Tensor or sympy expression
         With ``wrt="data"``: 2αKG/m for a convex loss with α ≤ 2/β;
         (2G/mμ)(1 - (1 - αμ)^K) for a strongly convex one with α ≤ 1/β;
         (2G/mβ)((1 + αβ)^K - 1) without convexity. All are attained.
@@ -1105,7 +1104,7 @@ def smoothness_bound(
     """A Lipschitz constant of the meta-gradient ∇F after K inner steps.
 
     r^{2K} β + αρ r^{K-1} (1 + r + ... + r^{K-1}) G, where r = 1 + αβ, or
-    max(|1 - αμ|, |1 - αβ|) where μ is known.
+    ``max(|1 - αμ|, |1 - αβ|)`` where μ is known.
 
     Parameters
     ----------
@@ -1126,7 +1125,7 @@ def smoothness_bound(
 
     Returns
     -------
-    number, Tensor or sympy expression
+    float, Tensor or sympy expression
         A bound on ‖∇F(θ) - ∇F(φ)‖ / ‖θ - φ‖ over a convex set, if the
         constants hold on a convex set that contains all inner steps from it.
 
@@ -1192,7 +1191,7 @@ def strong_convexity_bound(
 
     Returns
     -------
-    number, Tensor or sympy expression
+    float, Tensor or sympy expression
         A number m with ∇²F ⪰ m I where the constants hold, as for
         `smoothness_bound`. If it is not positive, F may fail to be convex.
 
@@ -1249,7 +1248,7 @@ def safe_meta_step(lr: Number, steps: Any, **constants: Number) -> Number:
 
     Returns
     -------
-    number, Tensor or sympy expression
+    float, Tensor or sympy expression
         η, infinite where β_F = 0.
 
     Examples
@@ -1259,8 +1258,10 @@ def safe_meta_step(lr: Number, steps: Any, **constants: Number) -> Number:
     0.125
     """
     bound = smoothness_bound(lr, steps, **constants)
-    if not isinstance(bound, (torch.Tensor, sp.Expr)) and bound == 0:
-        return math.inf
+    if isinstance(bound, torch.Tensor):
+        return 1 / bound
+    if bound == 0:
+        return sp.oo if isinstance(bound, sp.Expr) else math.inf
     return 1 / bound
 
 

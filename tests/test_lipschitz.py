@@ -421,6 +421,8 @@ def test_lower_bound_exact_value_upper_bound(seed, sizes):
     sampled = jacobian_norms(module, 3 * draw(200, sizes[0], seed=seed))
     assert sampled.max() <= exact * ROUNDING
     assert lower <= exact * ROUNDING
+    start = lipschitz_lower_bound(module, starts, steps=0, seed=seed)
+    assert start <= lower
     assert exact <= lipschitz_upper_bound(module) * ROUNDING
     x, y = 3 * draw(2, 200, sizes[0], seed=seed + 1)
     moved = (module(x) - module(y)).norm(dim=1)
@@ -937,20 +939,33 @@ def test_bounds_are_attained_by_quadratics(steps):
     assert sp.expand(below - curvature(mu)) == 0
 
 
-def test_the_bend_of_one_step_is_attained_by_a_cubic():
-    alpha, rho, G, theta = sp.symbols("alpha rho G theta", positive=True)
-    tasks = [Task(lambda x: rho * x**3 / 6, lambda x: G * x)]
-    F = meta_objective(
-        lambda x, f: f(x), theta, tasks, GradientDescent(alpha, 1)
+@pytest.mark.parametrize("steps", range(4))
+def test_the_second_terms_are_attained_by_cubics_at_rest(steps):
+    alpha, beta, mu, rho, G, theta = sp.symbols(
+        "alpha beta mu rho G theta", positive=True
     )
-    bound = smoothness_bound(
+
+    def curvature(a):
+        tasks = [Task(lambda x: a * x**2 / 2 + rho * x**3 / 6, lambda x: G * x)]
+        F = meta_objective(
+            lambda x, f: f(x), theta, tasks, GradientDescent(alpha, steps)
+        )
+        return F.diff(theta, 2).subs(theta, 0)
+
+    constants = {"hessian_lipschitz": rho, "gradient_bound": G}
+    above = smoothness_bound(
+        alpha, steps, smoothness=beta, query_smoothness=0, **constants
+    )
+    assert sp.expand(above + curvature(-beta)) == 0
+    below = strong_convexity_bound(
         alpha,
-        1,
-        smoothness=0,
-        hessian_lipschitz=rho,
-        gradient_bound=G,
+        steps,
+        smoothness=beta,
+        strong_convexity=mu,
+        query_strong_convexity=0,
+        **constants,
     )
-    assert sp.expand(F.diff(theta, 2) + bound) == 0
+    assert sp.expand(below - curvature(mu)) == 0
 
 
 def test_smoothness_bound_in_closed_form_and_without_curvature():
@@ -1047,6 +1062,8 @@ def test_the_safe_step_descends_by_what_the_lemma_promises(seed, steps):
 def test_the_safe_step_of_a_flat_loss_and_of_symbols():
     flat = {"smoothness": 0, "hessian_lipschitz": 0, "gradient_bound": 1}
     assert safe_meta_step(0.1, 2, **flat) == math.inf
+    assert safe_meta_step(tensor(0.1), 2, **flat) == math.inf
+    assert safe_meta_step(sp.Rational(1, 10), 2, **flat) == sp.oo
     alpha, beta = sp.symbols("alpha beta", positive=True)
     quadratic = {
         "smoothness": beta,

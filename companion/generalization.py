@@ -125,8 +125,9 @@ def excess_risk(
 
     Returns
     -------
-    number, array or sympy expression
-        In the squared units of y; of the algebra of the arguments.
+    float or sympy expression
+        In the squared units of y; of the algebra of the arguments (an array
+        where one of them is an array).
 
     Raises
     ------
@@ -184,7 +185,7 @@ def generalization_gap(
 
     Returns
     -------
-    number, array or sympy expression
+    float or sympy expression
 
     Raises
     ------
@@ -420,9 +421,9 @@ def leave_one_out(X, y, *, strength=0.0, method: str = "shortcut"):
 
     Returns
     -------
-    Tensor or sympy column
-        The left-out residuals, of the shape of ``y``; the mean of their
-        squares estimates the squared error on a new example.
+    Tensor or sympy expression
+        The left-out residuals, of the shape of ``y`` (a column for sympy); the
+        mean of their squares estimates the squared error on a new example.
 
     Raises
     ------
@@ -583,7 +584,7 @@ def stability_bound(lipschitz, strength, n_tasks):
 
     Returns
     -------
-    number or sympy expression
+    float or sympy expression
 
     Raises
     ------
@@ -712,7 +713,7 @@ def wasserstein_bound(
     source_weights=None,
     target_weights=None,
 ) -> float:
-    """The bound Lip(f) W₁(P, Q) on |E_P f - E_Q f|, in one dimension.
+    """The bound Lip(f) W₁(P, Q) on the gap E_P f - E_Q f, in 1-D.
 
     What a Lipschitz constant does say about new data: how fast a risk can
     change when their distribution does.

@@ -541,6 +541,11 @@ def test_what_is_too_large_is_refused_with_the_count():
     with pytest.raises(ValueError, match=f"may have {count} linear regions"):
         lipschitz_exact(module, max_regions=count - 1)
     assert len(linear_regions(module, max_regions=count)) <= count
+    narrow = nn.Sequential(
+        nn.Linear(5, 1), nn.ReLU(), nn.Linear(1, 6), nn.ReLU()
+    )
+    with pytest.raises(ValueError, match=f"may have {2 * 7} linear regions"):
+        lipschitz_exact(narrow, max_regions=2 * 7 - 1)
     with pytest.raises(ValueError, match="1 must be a Linear.*got Tanh"):
         lipschitz_exact(nn.Sequential(nn.Linear(2, 2), nn.Tanh()))
     with pytest.raises(ValueError, match="begin with a Linear, got ReLU"):

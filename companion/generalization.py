@@ -117,7 +117,7 @@ def excess_risk(
     n_tasks, shots, query_shots, dim
         n tasks, m support and q query examples each, d weights.
     lr, steps
-        Of the inner gradient descent on the loss ½ mean (x^T θ - y)²; the
+        Of the inner gradient descent on the loss ½ mean (xᵀ θ - y)²; the
         query loss is the same.
     spread, noise
         The standard deviations σ_w of a task's weights, per coordinate, and σ
@@ -140,7 +140,7 @@ def excess_risk(
     -----
     The book's ``thm-excess-risk``; own. The hypotheses: weights of mean w̄ and
     covariance σ_w² I, noise of mean 0 and variance σ², all independent of each
-    other and of the designs; orthonormal designs, X^T X = m I for the support
+    other and of the designs; orthonormal designs, Xᵀ X = m I for the support
     and q I for the query; r ≠ 0. Normality is not needed. θ̂ is the minimiser
     of the empirical meta-objective F̂, the mean of the n tasks' query losses
     after adapting: the mean over tasks of w_i + (ζ_i - (1 - r) ξ_i)/r, where
@@ -212,7 +212,7 @@ def meta_regression(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """MAML with a linear model, as the least-squares problem that it is.
 
-    Adapting on (X, y) is affine, θ' = Mθ + b with M = (I - α X^T X/m)^K, so the
+    Adapting on (X, y) is affine, θ' = Mθ + b with M = (I - α Xᵀ X/m)^K, so the
     query residuals are Zθ - t with Z = X_q M and t = y_q - X_q b.
 
     Parameters
@@ -402,9 +402,9 @@ def leave_one_out(X, y, *, strength=0.0, method: str = "shortcut"):
     """What each example's residual would be, had it been left out of the fit.
 
     For the θ̂ that minimises ½‖y - Xθ‖² + strength/2 ‖θ‖² (sums, not means), no
-    refit is needed: with the hat matrix H = X (X^T X + λI)⁻¹ X^T,
+    refit is needed: with the hat matrix H = X (Xᵀ X + λI)⁻¹ Xᵀ,
 
-        y_j - x_j^T θ̂_{-j} = (y_j - x_j^T θ̂) / (1 - H_jj).
+        y_j - x_jᵀ θ̂_{-j} = (y_j - x_jᵀ θ̂) / (1 - H_jj).
 
     Parameters
     ----------
@@ -619,8 +619,8 @@ def stability_bound(lipschitz, strength, n_tasks):
 def rademacher_complexity(X: torch.Tensor, radius: float = 1.0) -> float:
     """The empirical Rademacher complexity of linear functions, exactly.
 
-    For the functions x ↦ w^T x with ‖w‖ ≤ B it is
-    E_s (1/n) sup_w Σ_j s_j w^T x_j = (B/n) E_s ‖Σ_j s_j x_j‖, the mean over
+    For the functions x ↦ wᵀ x with ‖w‖ ≤ B it is
+    E_s (1/n) sup_w Σ_j s_j wᵀ x_j = (B/n) E_s ‖Σ_j s_j x_j‖, the mean over
     all 2^n signs s.
 
     Parameters
@@ -633,7 +633,7 @@ def rademacher_complexity(X: torch.Tensor, radius: float = 1.0) -> float:
     Returns
     -------
     float
-        In the units of w^T x.
+        In the units of wᵀ x.
 
     Raises
     ------

@@ -536,7 +536,7 @@ def replace_one(
 
     Notes
     -----
-    The book's ``thm-stability``. For tasks drawn independently,
+    The book's ``thm-replace-one``. For tasks drawn independently,
     E [F(θ̂) - F̂(θ̂)] = E [risk(θ̂_i, task i) - risk(θ̂, task i)], since task i
     is to θ̂_i what a new task is to θ̂. The uniform stability of Bousquet &
     Elisseeff (2002) is the supremum of such changes over all tasks.
@@ -593,7 +593,7 @@ def stability_bound(lipschitz, strength, n_tasks):
 
     Notes
     -----
-    The book's ``thm-stability``. Convexity may be given up where the sum of
+    The book's ``thm-replace-one``. Convexity may be given up where the sum of
     mean risk and penalty is λ-strongly convex. The risks need to be G-Lipschitz
     only where the two minimisers are.
 

@@ -121,9 +121,9 @@ def spectral_norm(
     Returns
     -------
     Tensor or sympy expression
-        A scalar. For a tensor it is differentiable. A layer whose matrix has
-        more than a million entries is not written out: its norm is that of
-        `power_iteration`, which approaches it from below.
+        A scalar. For a tensor it is differentiable. A convolution or pooling
+        whose matrix has more than a million entries is not written out: its
+        norm is that of `power_iteration`, which approaches it from below.
 
     Raises
     ------
@@ -149,7 +149,8 @@ def spectral_norm(
     if isinstance(matrix_or_layer, torch.Tensor):
         return torch.linalg.matrix_norm(_matrix(matrix_or_layer), 2)
     layer, shape = _affine(matrix_or_layer, input_shape)
-    if _entries(layer, shape) > LARGEST_MATRIX:
+    written = isinstance(layer, nn.Linear)  # its matrix is there already
+    if not written and _entries(layer, shape) > LARGEST_MATRIX:
         return torch.tensor(
             power_iteration(layer, shape).norm, dtype=torch.float64
         )

@@ -1101,3 +1101,13 @@ def test_strong_convexity_bound_refuses(changes, message):
     }
     with pytest.raises(ValueError, match=message):
         strong_convexity_bound(**arguments | changes)
+
+
+def test_the_upper_bound_of_a_large_linear_layer_is_no_power_iteration():
+    """Two close singular values, where the iteration stops from below."""
+    n = 1001
+    values = torch.full((n,), 0.9999, dtype=torch.float64)
+    values[0] = 1.0
+    layer = torch.nn.Linear(n, n, bias=False).double()
+    layer.weight.data = torch.diag(values)
+    assert lipschitz_upper_bound(layer) == pytest.approx(1.0, rel=1e-12)

@@ -31,6 +31,25 @@ _LIMITS = (
         _grown * _b + _rho / _beta * _grown * (_grown - 1) * _G,
     ),
     Mistake(
+        "halved-powers",
+        "this has half of the powers: the first term has r^(2K), and before "
+        "the bracket of the second stands a factor r^(K-1), which tends to "
+        "e^(βc), not to 1.",
+        _grown * _b + _rho / _beta * (_grown - 1) * _G,
+    ),
+    Mistake(
+        "query-in-the-sum",
+        "the geometric sum of the second term has r - 1 = αβ under it, with "
+        "the support's β, not b.",
+        _grown**2 * _b + _rho / _b * _grown * (_grown - 1) * _G,
+    ),
+    Mistake(
+        "no-gradient",
+        "the bend of the inner steps is felt by the query gradient: the "
+        "second term needs the factor G.",
+        _grown**2 * _b + _rho / _beta * _grown * (_grown - 1),
+    ),
+    Mistake(
         "support-for-query",
         "the first term has the query's own constant b; β is the support's, "
         "and stands in r.",
@@ -40,7 +59,7 @@ _LIMITS = (
         "query-for-support",
         "the stretch r of an inner step belongs to the support: 1 + αβ, not "
         "1 + αb.",
-        (_LIMIT.subs(_beta, _b)),
+        _LIMIT.subs(_beta, _b),
     ),
     Mistake(
         "no-second-term",
@@ -202,6 +221,31 @@ _POINTS = (
             rho,
             _mean_of_norms(_lengths(theta, tasks, lr, slope)),
             rate=False,
+        ),
+    ),
+    Mistake(
+        "factor-two",
+        "the second term is doubled: the 2 of the theorem for one step bounds "
+        "‖∇L(θ')‖ by ‖∇L(θ)‖, and here the gradient at θ' itself is known.",
+        lambda theta, tasks, lr, beta, rho, slope: _bound(
+            lr,
+            beta,
+            2 * rho,
+            _mean_of_norms(_lengths(theta, tasks, lr, slope)),
+        ),
+    ),
+    Mistake(
+        "published-constant",
+        "this is 4β + 2αρ times the length of the support gradient at θ: the "
+        "theorem for support = query and α ≤ 1/β.",
+        lambda theta, tasks, lr, beta, rho, slope: (
+            4 * beta
+            + 2
+            * lr
+            * rho
+            * _mean_of_norms(
+                _lengths(theta, tasks, lr, slope, adapt=None, judge="support")
+            )
         ),
     ),
     Mistake(
@@ -445,6 +489,28 @@ _LIMITS_OF_RATE = (
         "sum-for-mean",
         "F is the mean over tasks; the sum has a limit N times smaller.",
         lambda A, lr, steps: 2 / _top(_filtered(A, lr, 2 * steps).sum(0)),
+    ),
+    Mistake(
+        "smallest",
+        "this has the smallest eigenvalue of the Hessian under it; the "
+        "largest one diverges first.",
+        lambda A, lr, steps: (
+            2
+            / torch.linalg.eigvalsh(_filtered(A, lr, 2 * steps).mean(0))[..., 0]
+        ),
+    ),
+    Mistake(
+        "no-curvature",
+        "the query's curvature is missing: the Hessian of F is the mean of "
+        "A(I - αA)^(2K), with the factor A.",
+        lambda A, lr, steps: (
+            2
+            / _top(
+                torch.linalg.matrix_power(
+                    torch.eye(A.shape[-1], dtype=A.dtype) - lr * A, 2 * steps
+                ).mean(0)
+            )
+        ),
     ),
     Mistake(
         "half",

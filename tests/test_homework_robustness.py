@@ -165,3 +165,24 @@ def test_several_wrong_claims_are_wrong():
         assert not check("robustness-6", dict.fromkeys("abcdef", value))
     right = dict.fromkeys("ABDEF", False) | {"C": True}
     assert check("robustness-6", right)
+
+
+def test_the_norm_of_a_convolution_may_be_summed_by_hand():
+    def by_hand(kernel, size):
+        places = torch.arange(kernel.shape[-1])
+        # In torch's default precision, as an arange in an exponential is.
+        waves = torch.exp(
+            -2j * torch.pi / size * torch.outer(torch.arange(size), places)
+        )
+        phases = (
+            waves[:, None, None, None, :, None] * waves[:, None, None, None]
+        )
+        blocks = (kernel * phases).sum((-2, -1))
+        return torch.linalg.matrix_norm(blocks, 2).max()
+
+    def by_half_the_frequencies(kernel, size):
+        blocks = torch.fft.rfft2(kernel, s=(size, size))
+        return torch.linalg.svdvals(blocks.permute(2, 3, 0, 1)).max()
+
+    assert check("robustness-5", by_half_the_frequencies)
+    assert check("robustness-5", by_hand)

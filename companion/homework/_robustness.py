@@ -6,7 +6,7 @@ from itertools import product
 
 import sympy as sp
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import conv2d, cross_entropy
 
 from companion.adaptation import GradientDescent, adapt
 from companion.homework._exercise import Exercise, Mistake
@@ -58,6 +58,18 @@ _ONE_BY_ONE = (
         "the margin is divided by the constant of the difference, 2C; "
         "this multiplies.",
         _gap * 2 * _constant,
+    ),
+    Mistake(
+        "two-above",
+        "the 2 belongs below: two logits that move against each other need "
+        "half the way, not twice it.",
+        2 * _gap / _constant,
+    ),
+    Mistake(
+        "root-two-above",
+        "this multiplies by √2 what an attacker on two sides divides, and for "
+        "constants of the logits one by one it is a 2.",
+        sp.sqrt(2) * _gap / _constant,
     ),
 )
 
@@ -118,15 +130,47 @@ def _of_one_row(M, b, x):
     return leads.min() / M[logits.argmax()].norm()
 
 
+def _of_rows_of_others(M, b, x):
+    others = torch.arange(len(b)) != (M @ x + b).argmax()
+    return (_leads(M, b, x)[0] / M[others].norm(dim=1)).min()
+
+
+def _of_mixed_classes(M, b, x):
+    leads, rows = _leads(M, b, x)
+    return leads.min() / rows.norm(dim=1).max()
+
+
+def _of_all_pairs(M, b, x):
+    logits = M @ x + b
+    return torch.stack(
+        [
+            (logits[i] - logits[j]).abs() / (M[i] - M[j]).norm()
+            for i in range(len(b))
+            for j in range(i)
+        ]
+    ).min()
+
+
+def _of_class_zero(M, b, x):
+    logits = M @ x + b
+    return ((logits[0] - logits[1:]) / (M[0] - M[1:]).norm(dim=1)).min()
+
+
+def _of_sums_of_entries(M, b, x):
+    leads, rows = _leads(M, b, x)
+    return (leads / rows.abs().sum(1)).min()
+
+
 def _rule_instances():
-    # In each, the class whose boundary is nearest is not the runner-up.
+    # In each, the class whose boundary is nearest is not the runner-up. As
+    # many inputs as other classes would let a norm over the wrong axis pass.
     generator = torch.Generator().manual_seed(21)
     found = []
     while len(found) < 3:
         rule = (
-            _normal(generator, 4, 3),
+            _normal(generator, 4, 5),
             _normal(generator, 4),
-            _normal(generator, 3),
+            _normal(generator, 5),
         )
         leads, rows = _leads(*rule)
         if leads.argmin() != (leads / rows.norm(dim=1)).argmin():
@@ -187,6 +231,36 @@ _LINEAR_RADII = (
         "the bias is forgotten in the logits.",
         lambda M, b, x: _linear_radius(M, 0 * b, x),
     ),
+    Mistake(
+        "rows-of-the-others",
+        "each lead is divided by ‖w_j‖, as if the predicted logit stood "
+        "still; a lead changes with ‖w_y - w_j‖.",
+        _of_rows_of_others,
+    ),
+    Mistake(
+        "mixed-classes",
+        "this divides the smallest lead by the largest ‖w_y - w_j‖, and they "
+        "may be of two classes: safe, and not the distance. Divide class by "
+        "class, then take the smallest.",
+        _of_mixed_classes,
+    ),
+    Mistake(
+        "all-pairs",
+        "this is the nearest tie of any two classes; where two others tie, "
+        "the predicted class stays. Compare the predicted one with each other.",
+        _of_all_pairs,
+    ),
+    Mistake(
+        "class-zero",
+        "this takes class 0 for the predicted one; that is the class of the "
+        "largest logit.",
+        _of_class_zero,
+    ),
+    Mistake(
+        "sum-of-entries",
+        "‖w_y - w_j‖ is Euclidean here; this adds up the moduli of the entries.",
+        _of_sums_of_entries,
+    ),
 )
 
 
@@ -221,6 +295,15 @@ def _mixed(M, support, query, lr, steps):
     after = with_bugs()(M, support, query, lr, steps)
     stale = with_bugs(stale=True)(M, support, query, lr, steps)
     return before * after / stale
+
+
+def _pairwise(M, support, query, lr, steps):
+    def loss(M, data):
+        return cross_entropy(data[0] @ M.T, data[1])
+
+    adapted = adapt(loss, M, support, GradientDescent(lr, steps))
+    none = torch.zeros(len(M), dtype=M.dtype)
+    return torch.stack([_linear_radius(adapted, none, x) for x in query])
 
 
 def _certificate_instances():
@@ -295,6 +378,13 @@ _CERTIFICATES = (
         "is for constants of the logits one by one.",
         lambda *arguments: with_bugs()(*arguments) / 2**0.5,
     ),
+    Mistake(
+        "pair-by-pair",
+        "this is the exact distance of exercise 2, which is larger and safe "
+        "too; wanted here is the certificate with one constant, that of all "
+        "logits.",
+        _pairwise,
+    ),
 )
 
 
@@ -359,6 +449,33 @@ _SHOT_MISTAKES = (
         "solve for m: it is the bound on the move times m, over z.",
         _z / (2 * _G / _beta * ((1 + _alpha * _beta) ** _K - 1)),
     ),
+    Mistake(
+        "not-over-z",
+        "this is the move times m; it is at most z times m, so divide by z.",
+        _SHOTS * _z,
+    ),
+    Mistake(
+        "times-z",
+        "a smaller move z takes more shots: divide by z.",
+        _SHOTS * _z**2,
+    ),
+    Mistake(
+        "alpha-for-one-over-beta",
+        "the geometric sum has the denominator αβ, which leaves 1/β of the α "
+        "before it.",
+        2 * _alpha * _G / _z * ((1 + _alpha * _beta) ** _K - 1),
+    ),
+    Mistake(
+        "stretch-of-the-start",
+        "this is how far two starts run apart; here both start at one θ, and "
+        "every step adds 2αG/m.",
+        (1 + _alpha * _beta) ** _K,
+    ),
+    Mistake(
+        "last-term-too-late",
+        "this is one term, and the sum goes from r⁰ to r^{K-1}.",
+        2 * _alpha * _G / _z * (1 + _alpha * _beta) ** _K,
+    ),
 )
 
 
@@ -372,6 +489,14 @@ def _blocks(kernel, size):
 
 def _circular_norm(kernel, size):
     return torch.linalg.matrix_norm(_blocks(kernel, size), 2).max()
+
+
+def _zero_padded(kernel, size):
+    shape = kernel.shape[1], size, size
+    images = torch.eye(shape[0] * size**2, dtype=kernel.dtype)
+    images = images.reshape(-1, *shape)
+    columns = conv2d(images, kernel, padding=kernel.shape[-1] // 2)
+    return torch.linalg.matrix_norm(columns.flatten(1), 2)
 
 
 def _kernel_instances():
@@ -439,6 +564,47 @@ _NORMS = (
         lambda kernel, size: torch.linalg.matrix_norm(
             _blocks(kernel, size), 2
         ).sum(),
+    ),
+    Mistake(
+        "real-part",
+        "the Fourier transform is complex, and so are the matrices; this "
+        "drops their imaginary parts.",
+        lambda kernel, size: torch.linalg.matrix_norm(
+            _blocks(kernel, size).real, 2
+        ).max(),
+    ),
+    Mistake(
+        "moduli",
+        "this takes the modulus of every entry first; the phases of the "
+        "channels matter to the norm of the matrix.",
+        lambda kernel, size: torch.linalg.matrix_norm(
+            _blocks(kernel, size).abs(), 2
+        ).max(),
+    ),
+    Mistake(
+        "squared",
+        "this is the square, an eigenvalue of the map times its transpose; "
+        "take the root.",
+        lambda kernel, size: _circular_norm(kernel, size).square(),
+    ),
+    Mistake(
+        "inverse-transform",
+        "the inverse transform divides by the number of pixels; take the one "
+        "that does not.",
+        lambda kernel, size: _circular_norm(kernel, size) / size**2,
+    ),
+    Mistake(
+        "larger-image",
+        "this is the bound for zero padding, on an image with a margin; with "
+        "circular padding the image has its own size.",
+        lambda kernel, size: _circular_norm(
+            kernel, size + kernel.shape[-1] // 2
+        ),
+    ),
+    Mistake(
+        "zero-padding",
+        "this pads with zeros, which forgets what wraps around the edge.",
+        _zero_padded,
     ),
 )
 
@@ -554,6 +720,7 @@ EXERCISES = (
         solution=_circular_norm,
         instances=_kernel_instances,
         mistakes=_NORMS,
+        rtol=1e-6,  # phases in complex64 are right
     ),
     Exercise(
         id="robustness-6",

@@ -106,16 +106,16 @@ def confidence_interval(samples, level: float = 0.95) -> Estimate:
 def excess_risk(
     n_tasks, shots, query_shots, dim, *, lr, steps=1, spread, noise
 ):
-    """The expected excess risk of MAML's linear model over n tasks.
+    """The expected excess risk of MAML's linear model over N tasks.
 
     With r = (1 - α)^K, the excess of the empirical minimiser is
 
-        E F(θ̂) - min F = d/(2n) [r² σ_w² + σ²/q + (1 - r)² σ²/m].
+        E F(θ̂) - min F = d/(2N) [r² σ_w² + σ²/q + (1 - r)² σ²/m].
 
     Parameters
     ----------
     n_tasks, shots, query_shots, dim
-        n tasks, m support and q query examples each, d weights.
+        N tasks, m support and q query examples each, d weights.
     lr, steps
         Of the inner gradient descent on the loss ½ mean (xᵀ θ - y)²; the
         query loss is the same.
@@ -138,20 +138,20 @@ def excess_risk(
 
     Notes
     -----
-    The book's ``thm-excess-risk``; own. The hypotheses: weights of mean w̄ and
+    The book's ``thm-excess-risk``; own. The hypotheses: weights of mean c̄ and
     covariance σ_w² I, noise of mean 0 and variance σ², all independent of each
     other and of the designs; orthonormal designs, Xᵀ X = m I for the support
     and q I for the query; r ≠ 0. Normality is not needed. θ̂ is the minimiser
-    of the empirical meta-objective F̂, the mean of the n tasks' query losses
-    after adapting: the mean over tasks of w_i + (ζ_i - (1 - r) ξ_i)/r, where
-    ξ_i and ζ_i, of covariances σ²/m I and σ²/q I, are the noises as the
-    parameters see them. F is F̂ on a new task: ½ r² ‖θ - w̄‖² and a constant.
+    of the empirical meta-objective F̂, the mean of the N tasks' query losses
+    after adapting: the mean over tasks of c_i + (ξ^q_i - (1 - r) ξ_i)/r, where
+    ξ_i and ξ^q_i, of covariances σ²/m I and σ²/q I, are the noises as the
+    parameters see them. F is F̂ on a new task: ½ r² ‖θ - c̄‖² and a constant.
 
     Examples
     --------
-    >>> n, d, sigma = sp.symbols("n d sigma", positive=True)
-    >>> excess_risk(n, 4, 4, d, lr=0, spread=0, noise=sigma)
-    d*sigma**2/(8*n)
+    >>> N, d, sigma = sp.symbols("N d sigma", positive=True)
+    >>> excess_risk(N, 4, 4, d, lr=0, spread=0, noise=sigma)
+    d*sigma**2/(8*N)
     """
     shrink = (1 - lr) ** steps
     if np.any(np.asarray(shrink == 0)):
@@ -194,7 +194,7 @@ def generalization_gap(
 
     Notes
     -----
-    The book's ``cor-gap``; own. The n tasks of F̂ are seen with the very
+    The book's ``cor-gap``; own. The N tasks of F̂ are seen with the very
     support and query on which θ̂ was fitted; F draws task, support and query
     anew.
     """
@@ -327,8 +327,8 @@ def monte_carlo(
 ) -> MonteCarlo:
     """Excess risk and gap by drawing tasks, fitting, and testing on others.
 
-    Each repeat fits θ̂ by least squares on n tasks of `linear_regressions`, and
-    judges it on n fresh ones. The means over repeats are unbiased.
+    Each repeat fits θ̂ by least squares on N tasks of `linear_regressions`, and
+    judges it on N fresh ones. The means over repeats are unbiased.
 
     Parameters
     ----------
@@ -410,14 +410,14 @@ def leave_one_out(X, y, *, strength=0.0, method: str = "shortcut"):
     ----------
     X
         The design, a tensor or sympy matrix of shape (n, d); or a tensor of
-        shape (n, q, d), n blocks of q examples that are left out together
-        (the tasks of `meta_regression`), where 1 - H_jj becomes a matrix.
+        shape (N, q, d), N blocks of q examples that are left out together (the
+        tasks Z, t of `meta_regression`), where 1 - H_jj becomes a matrix.
     y
-        The targets, of shape (n,) or (n, q); a column for sympy.
+        The targets, of shape (n,) or (N, q); a column for sympy.
     strength
         λ, the same in all fits.
     method
-        ``"shortcut"``, or ``"refit"``: n fits, the slow referee.
+        ``"shortcut"``, or ``"refit"``: a fit for each, the slow referee.
 
     Returns
     -------
@@ -492,11 +492,11 @@ def _symbolic_leave_one_out(X, y, strength, method):
 
 
 class Stability(NamedTuple):
-    """What `replace_one` returns, with θ̂_i the fit without task i.
+    """What `replace_one` returns, with θ̂⁽ⁱ⁾ the fit with task i replaced.
 
-    ``changes`` (n_tasks,) has the loss of task i at θ̂_i minus that at θ̂: its
+    ``changes`` (n_tasks,) has the loss of task i at θ̂⁽ⁱ⁾ minus that at θ̂: its
     mean is an unbiased estimate of the generalisation gap. ``moves``
-    (n_tasks,) are the distances ‖θ̂_i - θ̂‖. ``largest`` is the largest change
+    (n_tasks,) are the distances ‖θ̂⁽ⁱ⁾ - θ̂‖. ``largest`` is the largest change
     of the loss of any task at hand by any replacement: a lower estimate of the
     uniform stability.
     """
@@ -521,7 +521,7 @@ def replace_one(
     risk
         ``risk(theta, task)``, one task's query loss, a number.
     tasks
-        The n tasks of the fit.
+        The N tasks of the fit.
     others
         As many independent tasks; ``others[i]`` replaces ``tasks[i]``.
 
@@ -537,10 +537,11 @@ def replace_one(
     Notes
     -----
     The book's ``thm-replace-one``. For tasks drawn independently,
-    E [F(θ̂) - F̂(θ̂)] = E [risk(θ̂_i, task i) - risk(θ̂, task i)], since task i
-    is to θ̂_i what a new task is to θ̂. The uniform stability of Bousquet &
-    Elisseeff (2002) is the supremum of such changes over all tasks.
-    It costs n + 1 fits and n (2n + 1) risks.
+    E [F(θ̂) - F̂(θ̂)] is the mean over i of
+    E [risk(θ̂⁽ⁱ⁾, task i) - risk(θ̂, task i)], since task i is to θ̂⁽ⁱ⁾ what a
+    new task is to θ̂. The uniform stability of Bousquet & Elisseeff (2002) is
+    the supremum of such changes over all tasks.
+    It costs N + 1 fits and 2N (N + 1) risks.
     """
     tasks, others = check_tasks(tasks), check_tasks(others)
     if len(tasks) != len(others):
@@ -570,17 +571,17 @@ def replace_one(
 
 
 def stability_bound(lipschitz, strength, n_tasks):
-    """The uniform stability 2G²/(λn) of a regularised fit.
+    """The uniform stability 2G²/(λN) of a regularised fit.
 
     If every task's risk is convex and G-Lipschitz in θ, the minimiser of
-    mean risk + λ/2 ‖θ‖² moves by at most 2G/(λn) when one of n tasks is
-    replaced, so every risk changes by at most 2G²/(λn); and the expected gap
+    mean risk + λ/2 ‖θ‖² moves by at most 2G/(λN) when one of N tasks is
+    replaced, so every risk changes by at most 2G²/(λN); and the expected gap
     is at most that.
 
     Parameters
     ----------
     lipschitz, strength, n_tasks
-        G, λ > 0 and n: numbers or symbols.
+        G, λ > 0 and N: numbers or symbols.
 
     Returns
     -------

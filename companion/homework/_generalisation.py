@@ -155,6 +155,11 @@ _LEFT_OUT = (
         _judged_on_the_next,
     ),
     Mistake(
+        "squared",
+        "these are the squares; wanted are the residuals, with their signs.",
+        lambda Z, t: leave_one_out(Z, t) ** 2,
+    ),
+    Mistake(
         "prediction",
         "these are the predictions; the residual is the target minus that.",
         lambda Z, t: t - leave_one_out(Z, t),
@@ -239,6 +244,13 @@ _GAPS = (
         ),
     ),
     Mistake(
+        "absolute",
+        "a gap has a sign: on few tasks the new ones can be the easier.",
+        lambda theta, training, fresh, inner: with_bugs()(
+            theta, training, fresh, inner
+        ).abs(),
+    ),
+    Mistake(
         "within-the-tasks",
         "this compares query and support of the training tasks: the gap "
         "within a task. No new task occurs.",
@@ -310,6 +322,20 @@ _REPORTS = (
         "means over tasks.",
         lambda validation, test: test[validation.min(1).values.argmin()].mean(),
     ),
+    Mistake(
+        "sets-exchanged",
+        "the number is unbiased, but the sets have changed roles: choose by "
+        "the validation tasks, and report the test tasks.",
+        lambda validation, test: validation[test.mean(1).argmin()].mean(),
+    ),
+    Mistake(
+        "all-tasks-reported",
+        "the choice is right, but the validation tasks that made it are in "
+        "the mean that is reported.",
+        lambda validation, test: torch.cat([validation, test], 1)[
+            validation.mean(1).argmin()
+        ].mean(),
+    ),
 )
 
 
@@ -367,6 +393,11 @@ def _area_without_absolute_values(x, y):
 def _largest_difference(x, y):
     P, Q, _ = _distribution_functions(x, y)
     return (P - Q).abs().max()
+
+
+def _mean_difference(x, y):
+    P, Q, _ = _distribution_functions(x, y)
+    return (P - Q).abs().mean()
 
 
 def _root_mean_square(x, y):
@@ -427,6 +458,18 @@ _WORKS = (
         "this is the sum over the repeated points; each has only the weight "
         "1/(nm).",
         lambda x, y: torch.sub(*_sorted_pairs(x, y)).abs().sum(),
+    ),
+    Mistake(
+        "not-sorted",
+        "the points are paired in the order in which they came: a coupling, "
+        "but not the cheapest. Sort both.",
+        lambda x, y: torch.sub(*_paired(x, y)).abs().mean(),
+    ),
+    Mistake(
+        "mean-for-integral",
+        "this is the mean of |P - Q| over the points; the area needs the "
+        "length of each step.",
+        _mean_difference,
     ),
 )
 

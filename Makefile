@@ -8,12 +8,12 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks lab format clean
+.PHONY: help book test notebooks experiments lab format clean
 .DELETE_ON_ERROR:
 
 help:  ## say what there is to make
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) \
-	  | sed -E 's/:[^#]*##/\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
+	  | sed -E 's/:[^#]*##/\t/' | awk -F '\t' '{printf "make %-11s %s\n", $$1, $$2}'
 
 book: .venv/installed  ## set up, run every notebook, build _build/html
 	@$(BIN)/python book/_tools/build.py
@@ -25,6 +25,9 @@ test: book  ## set up, build, then test everything
 
 notebooks: .venv/installed  ## for authors: run notebooks in place (ONLY="a.ipynb b.ipynb")
 	@$(BIN)/python book/_tools/notebooks.py $(ONLY)
+
+experiments: .venv/installed  ## for authors: train anew where the code has changed (minutes)
+	@$(BIN)/python -m companion.experiments $(ONLY)
 
 lab: .venv/installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=book

@@ -6,6 +6,8 @@ from pathlib import Path
 import build
 import pytest
 
+from companion import experiments
+
 
 @pytest.fixture
 def house(tmp_path, monkeypatch) -> Path:
@@ -31,6 +33,7 @@ def house(tmp_path, monkeypatch) -> Path:
         calls.write_text(calls.read_text() + ("kept " if kept else "anew "))
 
     monkeypatch.setattr(build.subprocess, "run", jupyter_book)
+    monkeypatch.setattr(build, "refuse_stale_results", lambda: None)
     return tmp_path
 
 
@@ -78,3 +81,22 @@ def test_a_failed_build_fails_again(house, capsys):
             build.build()
     assert build.main() == 1
     assert "not built" in capsys.readouterr().out
+
+
+def test_a_stale_result_is_an_error(house, monkeypatch, capsys):
+    calls(house)
+    (house / "companion" / "a.py").write_text("two")
+    monkeypatch.undo()
+    for name, value in (
+        ("ROOT", house),
+        ("BUILD", house / "_build"),
+        ("SITE", house / "_build" / "html"),
+        ("CACHE", house / "_build" / ".jupyter_cache"),
+    ):
+        monkeypatch.setattr(build, name, value)
+    monkeypatch.setattr(experiments, "fingerprint", lambda name: "another")
+    for _ in range(2):
+        assert build.main() == 1
+        printed = capsys.readouterr().out
+        assert "has changed since its result; run `make exp" in printed
+    assert (house / "calls").read_text() == "anew "

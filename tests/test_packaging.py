@@ -40,11 +40,17 @@ def test_every_subpackage_is_shipped():
 
 
 def test_every_file_that_is_no_program_is_shipped():
-    patterns = PROJECT["tool"]["setuptools"]["package-data"]["companion"]
+    shipped = {
+        file
+        for package, patterns in PROJECT["tool"]["setuptools"][
+            "package-data"
+        ].items()
+        for pattern in patterns
+        for file in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
     for file in (ROOT / "companion").rglob("*"):
         if file.is_file() and file.suffix not in (".py", ".pyc"):
-            assert file.parent == ROOT / "companion", file
-            assert any(file.match(pattern) for pattern in patterns), file
+            assert file in shipped, file
     assert (ROOT / "companion" / "py.typed").is_file()
 
 

@@ -1,6 +1,8 @@
 """The task distributions: their shapes, their laws, their seeds."""
 
 import math
+import time
+import unicodedata
 
 import pytest
 import sympy as sp
@@ -8,15 +10,33 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from companion import Task, TaskBatch, gradient, hessian
+from companion import (
+    GradientDescent,
+    Task,
+    TaskBatch,
+    functional,
+    gradient,
+    hessian,
+    meta_objective,
+    mlp,
+)
 from companion.tasks import (
+    glyph_characters,
+    glyphs,
     linear_regression_loss,
     linear_regressions,
     quadratic_loss,
     quadratics,
     sinusoids,
 )
+from companion.tasks.glyphs import (
+    QUERY_FACES,
+    SUPPORT_FACES,
+    distorted,
+    rendered,
+)
 
+FACES = *SUPPORT_FACES, *QUERY_FACES
 f64 = torch.float64
 DRAW = {
     "sinusoids": lambda **k: sinusoids(6, 3, 4, **k),
@@ -25,12 +45,15 @@ DRAW = {
     "orthonormal": lambda **k: linear_regressions(
         6, 3, 4, 2, design="orthonormal", **k
     ),
+    "glyphs": lambda **k: glyphs(6, 2, 3, side=12, **k),
 }
 every_distribution = pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
 
 
 def leaves(batch):
-    return [*batch.support, *batch.query]
+    """The tensors that a learner sees, but for labels of classes."""
+    tensors = *batch.support, *batch.query
+    return [x for x in tensors if x.is_floating_point()]
 
 
 # What all share. ------------------------------------------------------------
@@ -91,6 +114,8 @@ def test_counts_must_be_positive_integers(bad):
         "shots": lambda: sinusoids(1, bad, 1, seed=0),
         "query_shots": lambda: sinusoids(1, 1, bad, seed=0),
         "dim": lambda: quadratics(1, bad, seed=0),
+        "ways": lambda: glyphs(1, 1, 1, ways=bad, seed=0),
+        "side": lambda: glyphs(1, 1, 1, side=bad, seed=0),
     }
     calls |= {f"{k} ": v for k, v in {
         "n_tasks": lambda: quadratics(bad, 1, seed=0),
@@ -312,3 +337,157 @@ def test_an_unknown_design_names_the_known():
 def test_deviations_must_be_sizes(name, bad):
     with pytest.raises(ValueError, match=f"^{name} must be a finite number"):
         linear_regressions(1, 1, 1, 1, seed=0, **{name: bad})
+
+
+# Glyphs. --------------------------------------------------------------------
+
+
+def test_glyphs_have_the_documented_shapes():
+    batch = glyphs(6, 2, 3, ways=4, side=20, seed=0)
+    for (x, y), shots in ((batch.support, 2), (batch.query, 3)):
+        assert x.shape == (6, 4 * shots, 1, 20, 20)
+        assert y.shape == (6, 4 * shots) and y.dtype == torch.int64
+        labels = torch.arange(4 * shots) // shots
+        assert torch.equal(y, labels.expand(6, -1))
+        assert 0 <= x.min() and x.max() <= 1
+    assert batch.characters.shape == (6, 4)
+    assert torch.equal(batch[2:4].characters, batch.characters[2:4])
+
+
+def test_a_task_of_glyphs_has_as_many_characters_as_ways():
+    batch = glyphs(200, 1, 1, side=8, seed=0)
+    letters = set(glyph_characters("train"))
+    for row in batch.characters.tolist():
+        assert len(set(row)) == 5 and letters.issuperset(map(chr, row))
+    everything = glyphs(1, 1, 1, ways=len(letters), side=8, seed=0)
+    assert set(map(chr, everything.characters[0].tolist())) == letters
+
+
+def test_the_splits_of_glyphs_are_fixed_and_share_no_letter():
+    train, test = map(glyph_characters, ("train", "test"))
+    assert (len(train), len(test)) == (407, 133)
+    both = train + test
+    assert len(set(both)) == 540 and list(train) == sorted(train)
+    scripts = {unicodedata.name(c).split()[0] for c in test}
+    assert scripts == {
+        *("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "GEORGIAN", "DIGIT")
+    }
+    # Upper and lower case are on one side, and no letter has an accent.
+    for letters in (train, test):
+        cases = {c.lower() for c in letters} & set(both)
+        assert cases <= set(letters)
+    assert not any(map(unicodedata.decomposition, both))
+
+
+def test_characters_that_look_the_same_are_one_class():
+    both = {*glyph_characters("train"), *glyph_characters("test")}
+    assert "A" in both and not both & {"\N{GREEK CAPITAL LETTER ALPHA}"}
+    assert not both & {"\N{CYRILLIC CAPITAL LETTER A}"}
+    assert not both & {"\N{CYRILLIC SMALL LETTER ES}"}
+    # Armenian O and Latin O are one in Sans and Mono, and two in Serif.
+    assert not both & {"\N{ARMENIAN CAPITAL LETTER OH}"}
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_no_two_classes_have_one_picture_in_a_face(face):
+    pictures = torch.cat([rendered(face, s, 28) for s in ("train", "test")])
+    assert len(pictures.flatten(1).unique(dim=0)) == 540
+    # Every letter leaves ink and fits: nothing touches all of an edge.
+    assert (pictures.amax((1, 2, 3)) > 0.5).all()
+
+
+def test_support_is_of_sans_and_mono_and_query_of_serif():
+    batch = glyphs(40, 3, 2, jitter=0.0, seed=0)
+    letters = glyph_characters("train")
+    index = {ord(c): i for i, c in enumerate(letters)}
+    seen = set()
+    for images, faces, shots in (
+        (batch.support[0], SUPPORT_FACES, 3),
+        (batch.query[0], QUERY_FACES, 2),
+    ):
+        upright = torch.stack([rendered(f, "train", 28) for f in faces])
+        for task, characters in zip(images, batch.characters.tolist()):
+            for j, picture in enumerate(task):
+                models = upright[:, index[characters[j // shots]]]
+                same = (models - picture).abs().amax((1, 2, 3)) < 1e-12
+                assert same.any()
+                seen.update(f for f, is_it in zip(faces, same) if is_it)
+    assert seen == set(FACES)
+
+
+def test_jitter_moves_every_image_and_keeps_its_ink():
+    upright, turned = (
+        glyphs(40, 1, 1, jitter=j, seed=0).query[0] for j in (0.0, 1.0)
+    )
+    changed = (upright - turned).abs().amax((-3, -2, -1))
+    assert (changed > 0.1).all()
+    # The areas are scaled by exp(-2s), s uniform in [-0.2, 0.2].
+    areas = turned.sum((-3, -2, -1)) / upright.sum((-3, -2, -1))
+    assert (areas > math.exp(-0.45)).all() and (areas < math.exp(0.45)).all()
+    assert abs(areas.log().mean()) < 0.06
+
+
+def test_distortions_are_the_affine_maps_of_their_parameters():
+    # A blob right of the middle, turned about it by the largest jitter.
+    page = torch.zeros(1, 1, 41, 41, dtype=f64)
+    page[0, 0, 20, 30] = 1.0
+
+    class Fixed:
+        device = torch.device("cpu")
+
+    def place(row, value):
+        numbers = torch.full((5, 1), 0.5, dtype=f64)
+        numbers[row] = value
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(
+                distorted.__globals__, "uniform", lambda *_: 2 * numbers - 1
+            )
+            moved = distorted(page, 1.0, Fixed())[0, 0]
+        axis = torch.arange(41, dtype=f64) - 20
+        down = (moved.sum(1) @ axis) / moved.sum()
+        right = (moved.sum(0) @ axis) / moved.sum()
+        return float(right), float(down)
+
+    assert place(0, 0.5) == pytest.approx((10, 0), abs=1e-9)
+    turn = math.radians(20)
+    assert place(0, 1.0) == pytest.approx(
+        (10 * math.cos(turn), -10 * math.sin(turn)), abs=0.3
+    )
+    assert place(2, 0.0)[0] == pytest.approx(10 * math.exp(0.2), abs=0.3)
+    assert place(3, 1.0) == pytest.approx((10 - 4.1, 0), abs=0.1)
+    assert place(4, 1.0) == pytest.approx((10, -4.1), abs=0.1)
+
+
+def test_glyphs_are_drawn_at_once_after_the_first_time():
+    glyphs(25, 1, 15, seed=0)
+    start = time.process_time()
+    glyphs(25, 1, 15, seed=1)
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"ways": 500}, "ways must be at most the 407 characters"),
+        ({"ways": 134, "split": "test"}, "at most the 133 characters"),
+        ({"split": "both"}, "split must be one of 'train', 'test', got 'both'"),
+        ({"side": 7}, "side must be at least 8 pixels, got 7"),
+        ({"jitter": -1.0}, "jitter must be a finite number of at least 0"),
+    ],
+)
+def test_glyphs_that_cannot_be_drawn_raise(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        glyphs(1, 1, 1, seed=0, **arguments)
+
+
+def test_a_network_learns_glyph_tasks_in_a_batch():
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(), mlp((64, 5), seed=0, dtype=torch.float32)
+    )
+    loss, theta = functional(net, torch.nn.functional.cross_entropy)
+    batch = glyphs(4, 1, 2, side=8, seed=0, dtype=torch.float32)
+    inner = GradientDescent(0.5, steps=3)
+    before = meta_objective(loss, theta, batch, GradientDescent(0.5, steps=0))
+    assert meta_objective(loss, theta, batch, inner) < before
+    alone = meta_objective(loss, theta, list(batch), inner)
+    torch.testing.assert_close(meta_objective(loss, theta, batch, inner), alone)

@@ -1,7 +1,8 @@
 """Build the book: `python book/_tools/build.py`, from anywhere.
 
-What `jupyter-book build book -W -n --keep-going` does, and two things that it
-leaves to the author. Its cache of executed notebooks knows the notebooks' own
+What `jupyter-book build book -W -n --keep-going` does, and three things that
+it leaves to the author. A stored result of an experiment that other code has
+made than today's is an error. Its cache of executed notebooks knows the notebooks' own
 cells only, so here it is thrown away when the companion or a pinned version
 has changed. And a second build reads changed pages only, so a warning would
 be reported once and then forgotten: here every page is read anew, unless
@@ -60,6 +61,21 @@ def drop_stale_cache() -> None:
         stamp.write_text(code)
 
 
+def refuse_stale_results() -> None:
+    """Stored results must be of today's code.
+
+    Raises
+    ------
+    companion.experiments.StaleResultError
+        If one is not, with the remedy.
+    """
+    # Here, since a build that has nothing to do need not wait for torch.
+    from companion import experiments
+
+    for name in experiments.EXPERIMENTS:
+        experiments.load(name)
+
+
 def jupyter_book() -> str:
     """The program that stands beside this Python."""
     beside = Path(sys.executable).parent
@@ -87,12 +103,15 @@ def build() -> Path:
     ------
     subprocess.CalledProcessError
         If the build gave a warning or an error.
+    companion.experiments.StaleResultError
+        If a stored result is not of today's code.
     """
     BUILD.mkdir(exist_ok=True)
     with FileLock(BUILD / ".lock"):
         stamp, sources = BUILD / "html.sha256", fingerprint(SOURCES)
         if not (holds(stamp, sources) and (SITE / "index.html").is_file()):
             stamp.unlink(missing_ok=True)
+            refuse_stale_results()
             drop_stale_cache()
             # Pages and names that are no longer in the book would stay.
             shutil.rmtree(SITE, ignore_errors=True)
@@ -118,6 +137,9 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         print("The book was not built: see the warnings above.", flush=True)
         return error.returncode
+    except RuntimeError as error:
+        print(f"The book was not built: {error}.", flush=True)
+        return 1
     print(f"The book is built. Open {(site / 'index.html').as_uri()}")
     return 0
 

@@ -7,6 +7,7 @@ tasks in any dtype. Beside support and query, a batch carries what its tasks
 were drawn from (amplitudes, phases, weights), for figures and closed forms.
 """
 
+from companion.tasks.glyphs import Glyphs, glyph_characters, glyphs
 from companion.tasks.linear_regressions import (
     LinearRegressions,
     linear_regression_loss,
@@ -16,8 +17,11 @@ from companion.tasks.quadratics import quadratic_loss, quadratics
 from companion.tasks.sinusoids import Sinusoids, sinusoids
 
 __all__ = [
+    "Glyphs",
     "LinearRegressions",
     "Sinusoids",
+    "glyph_characters",
+    "glyphs",
     "linear_regression_loss",
     "linear_regressions",
     "quadratic_loss",

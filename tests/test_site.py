@@ -86,7 +86,7 @@ def server(site: Path) -> Iterator[str]:
 def context(browser, **options):
     """A browser window that reaches no other host."""
     window = browser.new_context(reduced_motion="reduce", **options)
-    window.set_default_timeout(20_000)
+    window.set_default_timeout(60_000)
     window.route(ELSEWHERE, lambda route: route.abort())
     return window
 

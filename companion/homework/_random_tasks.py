@@ -712,7 +712,7 @@ EXERCISES = (
         id="random-tasks-5",
         title="Where clipping leads",
         chapter=10,
-        read='Chapter 10, "A batch is a sample": when is a mean unbiased?',
+        read='Chapter 10, "A batch is a sample", on when a mean is unbiased.',
         solution=_CLIPPED,
         mistakes=_CLIPPINGS,
     ),

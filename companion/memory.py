@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 __all__ = ["peak_memory"]
 
@@ -26,8 +25,8 @@ def peak_memory(f: Callable[[], object]) -> int:
     Parameters
     ----------
     f
-        Called three times without an argument: once to warm up, since a first
-        call fills caches, and once for each of the two counts.
+        Called twice without an argument, once for each count: tensors first,
+        since what a first call puts into caches are objects.
 
     Examples
     --------
@@ -36,7 +35,6 @@ def peak_memory(f: Callable[[], object]) -> int:
     >>> 16_000_000 <= peak_memory(twice) < 16_100_000
     True
     """
-    f()
     with _Tensors() as tensors:
         f()
     return tensors.peak + _objects(f)
@@ -47,33 +45,33 @@ class _Tensors(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.alive, self.peak = {}, 0
+        self.alive, self.level, self.peak = {}, 0, 0
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        made = operation(*args, **kwargs)
-        given = {place for place, _ in _storages((args, kwargs))}
-        for place, storage in _storages(made):
+        made = operation(*args, **(kwargs or {}))
+        given = {storage.data_ptr() for storage in _storages(args)}
+        for storage in _storages(made):
+            place = storage.data_ptr()
             if place not in given:  # neither a view nor changed in place
                 self.alive[place] = StorageWeakRef(storage), storage.nbytes()
-        if self._level() > self.peak:
+                self.level += storage.nbytes()
+        if self.level > self.peak:
             self.alive = {
                 place: held
                 for place, held in self.alive.items()
                 if not held[0].expired()
             }
-            self.peak = max(self.peak, self._level())
+            self.level = sum(size for _, size in self.alive.values())
+            self.peak = max(self.peak, self.level)
         return made
 
-    def _level(self):
-        return sum(size for _, size in self.alive.values())
 
-
-def _storages(tree):
-    for leaf in tree_leaves(tree):
-        if isinstance(leaf, torch.Tensor):
-            storage = leaf.untyped_storage()
-            yield storage.data_ptr(), storage
+def _storages(values):
+    if isinstance(values, torch.Tensor):
+        yield values.untyped_storage()
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _storages(value)
 
 
 def _objects(f):

@@ -30,7 +30,7 @@ def install_cell(url: str) -> str:
         "\n"
         'if "google.colab" in sys.modules:\n'
         f'    repository = "{url}"\n'
-        "    %pip install -q git+{repository}"
+        "    %pip install -q git+{repository} torchdiffeq"
     )
 
 

@@ -21,7 +21,7 @@ book: .venv/installed  ## set up, run every notebook, build _build/html
 test: book  ## set up, build, then test everything
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
 	  $(BIN)/playwright install chromium 2>/dev/null || true
-	$(BIN)/python -m pytest --nbval tests book -n 2 --dist loadgroup
+	$(BIN)/python -m pytest --nbval tests book -n 2 --dist loadfile
 
 notebooks: .venv/installed  ## for authors: run notebooks in place (ONLY="a.ipynb b.ipynb")
 	@$(BIN)/python book/_tools/notebooks.py $(ONLY)

@@ -37,19 +37,6 @@ class LocalKernelManager(nbval.kernel.KernelManager):
 nbval.kernel.KernelManager = LocalKernelManager
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items) -> None:
-    """With `--dist loadgroup`: a file stays together, for its fixtures.
-
-    Only what runs every notebook once more is dealt out by notebook.
-    """
-    for item in items:
-        parameters = getattr(item, "callspec", None)
-        notebook = parameters and parameters.params.get("notebook")
-        group = f"{item.path.name}-{notebook or ''}"
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def site() -> Path:
     """The folder of the built book, built first if it is missing or stale."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import numbers
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from companion.calculus import tree_leaves, tree_structure
 from companion.objective import TaskBatch
 
-__all__ = ["Exercise", "Mistake", "Verdict", "judge"]
+__all__ = ["Exercise", "Mistake", "Verdict", "judge", "remaining_bugs"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,32 @@ class Mistake:
     name: str
     message: str
     answer: Any = field(repr=False)
+
+
+def remaining_bugs(
+    bugs: Mapping[str, tuple[str, str]], planted: Callable
+) -> list[Mistake]:
+    """The mistakes of a listing with several bugs: every set that is left.
+
+    ``bugs`` has the name and the words of each flag of ``planted``, which
+    makes the answer that has the flagged bugs. Fewest bugs first.
+    """
+    found = []
+    for flags in itertools.product((False, True), repeat=len(bugs)):
+        left = [bug for bug, there in zip(bugs.values(), flags) if there]
+        if not left:
+            continue
+        one = len(left) == 1
+        found.append(
+            Mistake(
+                "+".join(name for name, _ in left),
+                ("one bug is left: " if one else f"{len(left)} are left: ")
+                + "; ".join(words for _, words in left)
+                + ".",
+                planted(**dict(zip(bugs, flags, strict=True))),
+            )
+        )
+    return sorted(found, key=lambda mistake: mistake.name.count("+"))
 
 
 @dataclass(frozen=True)

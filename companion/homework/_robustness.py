@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import sympy as sp
 import torch
 from torch.nn.functional import conv2d, cross_entropy
 
 from companion.adaptation import GradientDescent, adapt
-from companion.homework._exercise import Exercise, Mistake
+from companion.homework._exercise import Exercise, Mistake, remaining_bugs
 
 __all__ = ["EXERCISES"]
 
@@ -341,26 +339,8 @@ _BUG = {
 }
 
 
-def _remaining(flags):
-    left = [_BUG[bug] for bug, there in flags.items() if there]
-    return Mistake(
-        "+".join(name for name, _ in left),
-        ("one bug is left: " if len(left) == 1 else f"{len(left)} are left: ")
-        + "; ".join(text for _, text in left)
-        + ".",
-        with_bugs(**flags),
-    )
-
-
 _CERTIFICATES = (
-    *sorted(
-        (
-            _remaining(dict(zip(_BUG, flags, strict=True)))
-            for flags in product((False, True), repeat=3)
-            if any(flags)
-        ),
-        key=lambda mistake: mistake.name.count("+"),
-    ),
+    *remaining_bugs(_BUG, with_bugs),
     Mistake(
         "nothing-adapts",
         "this certifies the classifier before it adapts, margins and all.",

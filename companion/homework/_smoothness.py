@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import sympy as sp
 import torch
 
-from companion.homework._exercise import Exercise, Mistake
+from companion.homework._exercise import Exercise, Mistake, remaining_bugs
 from companion.objective import Task
 
 __all__ = ["EXERCISES"]
@@ -294,26 +292,8 @@ _BUG = {
 }
 
 
-def _remaining(flags):
-    left = [_BUG[bug] for bug, there in flags.items() if there]
-    return Mistake(
-        "+".join(name for name, _ in left),
-        ("one bug is left: " if len(left) == 1 else f"{len(left)} are left: ")
-        + "; ".join(text for _, text in left)
-        + ".",
-        with_bugs(**flags),
-    )
-
-
 _RATES = (
-    *sorted(
-        (
-            _remaining(dict(zip(_BUG, flags, strict=True)))
-            for flags in product((False, True), repeat=3)
-            if any(flags)
-        ),
-        key=lambda mistake: mistake.name.count("+"),
-    ),
+    *remaining_bugs(_BUG, with_bugs),
     Mistake(
         "the-constant",
         "this is β_F itself; the rate is one over it.",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import numpy as np
 import sympy as sp
 import torch
 
-from companion.homework._exercise import Exercise, Mistake
+from companion.homework._exercise import Exercise, Mistake, remaining_bugs
 
 __all__ = ["EXERCISES"]
 
@@ -346,17 +344,6 @@ _BUG = {
 }
 
 
-def _remaining(flags):
-    left = [_BUG[bug] for bug, there in flags.items() if there]
-    return Mistake(
-        "+".join(name for name, _ in left),
-        ("one bug is left: " if len(left) == 1 else f"{len(left)} are left: ")
-        + "; ".join(text for _, text in left)
-        + ".",
-        with_bugs(**flags),
-    )
-
-
 def _first_order(grad_s, hess_s, grad_q, theta, T, K):
     return with_bugs()(grad_s, lambda at: 0 * hess_s(at), grad_q, theta, T, K)
 
@@ -406,14 +393,7 @@ def _integrated_back(grad_s, hess_s, grad_q, theta, T, K):
 
 
 _ADJOINTS = (
-    *sorted(
-        (
-            _remaining(dict(zip(_BUG, flags, strict=True)))
-            for flags in product((False, True), repeat=3)
-            if any(flags)
-        ),
-        key=lambda mistake: mistake.name.count("+"),
-    ),
+    *remaining_bugs(_BUG, with_bugs),
     Mistake(
         "first-order",
         "the Hessians do nothing here: this is the query gradient at the "

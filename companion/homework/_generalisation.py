@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import sympy as sp
 import torch
 from scipy import stats
 
 from companion.adaptation import GradientDescent
 from companion.generalization import leave_one_out, meta_regression
-from companion.homework._exercise import Exercise, Mistake
+from companion.homework._exercise import Exercise, Mistake, remaining_bugs
 from companion.objective import TaskBatch, meta_objective
 from companion.tasks import linear_regression_loss, linear_regressions
 
@@ -201,17 +199,6 @@ _BUG = {
 }
 
 
-def _remaining(flags):
-    left = [_BUG[bug] for bug, there in flags.items() if there]
-    return Mistake(
-        "+".join(name for name, _ in left),
-        ("one bug is left: " if len(left) == 1 else f"{len(left)} are left: ")
-        + "; ".join(text for _, text in left)
-        + ".",
-        with_bugs(**flags),
-    )
-
-
 def _both_on_the_support(theta, training, fresh, inner):
     return with_bugs()(
         theta,
@@ -222,14 +209,7 @@ def _both_on_the_support(theta, training, fresh, inner):
 
 
 _GAPS = (
-    *sorted(
-        (
-            _remaining(dict(zip(_BUG, flags, strict=True)))
-            for flags in product((False, True), repeat=3)
-            if any(flags)
-        ),
-        key=lambda mistake: mistake.name.count("+"),
-    ),
+    *remaining_bugs(_BUG, with_bugs),
     Mistake(
         "both-on-the-support",
         "now the new tasks are judged on their support, too: that compares "

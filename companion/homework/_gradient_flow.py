@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import numpy as np
 import sympy as sp
 import torch
 
-from companion.homework._exercise import Exercise, Mistake
+from companion.homework._exercise import Exercise, Mistake, remaining_bugs
 
 __all__ = ["EXERCISES"]
 
@@ -379,17 +377,6 @@ _BUG = {
 }
 
 
-def _remaining(flags):
-    left = [_BUG[bug] for bug, there in flags.items() if there]
-    return Mistake(
-        "+".join(name for name, _ in left),
-        ("one bug is left: " if len(left) == 1 else f"{len(left)} are left: ")
-        + "; ".join(text for _, text in left)
-        + ".",
-        with_bugs(**flags),
-    )
-
-
 def _copied_but_moved(field, theta, time, steps):
     """Rows that are copies, of a start that is moved all the same."""
     states = [theta.copy()]
@@ -409,14 +396,7 @@ def _aliased_copy(**bugs):
 
 
 _SOLVERS = (
-    *sorted(
-        (
-            _remaining(dict(zip(_BUG, flags, strict=True)))
-            for flags in product((False, True), repeat=3)
-            if any(flags)
-        ),
-        key=lambda mistake: mistake.name.count("+"),
-    ),
+    *remaining_bugs(_BUG, with_bugs),
     Mistake(
         "moves-the-start",
         "the rows are right, but += still changes the caller's array; write "
